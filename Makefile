@@ -1,0 +1,92 @@
+# chatterd's build. The user's own CXXFLAGS, LDFLAGS and CXX are respected; what the project itself
+# needs stands apart from them. Sanitizers are variants with folders of their own:
+#   make            ./chatterd, optimised
+#   make asan       build/asan/chatterd under AddressSanitizer and UBSan; likewise make tsan
+# `make help` lists all targets.
+
+CXX      ?= g++
+CXXFLAGS ?= -O2 -g
+PKG_CONFIG ?= pkg-config
+VARIANT  ?= release
+BUILD    := build/$(VARIANT)
+
+WARNINGS := -Wall -Wextra -Wshadow -Wconversion
+SANITIZE_release :=
+SANITIZE_asan := -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+SANITIZE_tsan := -O1 -fsanitize=thread -fno-omit-frame-pointer
+SANITIZE := $(SANITIZE_$(VARIANT))
+
+# The library's include folders count as system folders, so that the warnings speak of this project only.
+as_system = $(patsubst -I%,-isystem %,$(1))
+HTTPLIB_CFLAGS := $(call as_system,$(shell $(PKG_CONFIG) --cflags cpp-httplib))
+HTTPLIB_LIBS   := $(shell $(PKG_CONFIG) --libs cpp-httplib)
+PQ_CFLAGS      := $(call as_system,$(shell $(PKG_CONFIG) --cflags libpq))
+PQ_LIBS        := $(shell $(PKG_CONFIG) --libs libpq)
+TLS_LIBS       := $(shell $(PKG_CONFIG) --libs openssl)
+# Catch2 3 is a library with a pkg-config file; Catch2 2 is one header and has nothing to link.
+CATCH_LIBS     := $(shell $(PKG_CONFIG) --atleast-version=3 catch2 2>/dev/null && $(PKG_CONFIG) --libs catch2)
+
+PROJECT_CXXFLAGS := -std=c++20 -pthread -fPIE -fstack-protector-strong $(WARNINGS) $(SANITIZE) \
+  $(HTTPLIB_CFLAGS) $(PQ_CFLAGS) -I. -I$(BUILD)
+PROJECT_LDFLAGS  := -pthread -pie -Wl,-z,relro,-z,now $(SANITIZE)
+PRODUCT_LIBS     := $(HTTPLIB_LIBS) $(PQ_LIBS) $(TLS_LIBS)
+
+# Every .cpp of the top level is a module of the product; chatterd.cpp holds main().
+PRODUCT  := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard *.cpp)))
+MODULES  := $(filter-out $(BUILD)/chatterd.o,$(PRODUCT))
+HARNESS  := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard tests/harness/*.cpp)))
+UNIT     := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard tests/unit_*.cpp)) tests/main.cpp)
+CONTRACT := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard tests/contract_*.cpp)) tests/main.cpp)
+
+ifeq ($(VARIANT),release)
+BINARY := chatterd
+else
+BINARY := $(BUILD)/chatterd
+endif
+
+.PHONY: all
+all: $(BINARY) ## ./chatterd (the default)
+
+$(BINARY): $(PRODUCT)
+	$(CXX) $(PROJECT_LDFLAGS) $(LDFLAGS) -o $@ $^ $(PRODUCT_LIBS)
+
+$(BUILD)/unit_tests: $(UNIT) $(MODULES)
+	$(CXX) $(PROJECT_LDFLAGS) $(LDFLAGS) -o $@ $^ $(CATCH_LIBS) $(PRODUCT_LIBS)
+
+$(BUILD)/contract_tests: $(CONTRACT) $(HARNESS)
+	$(CXX) $(PROJECT_LDFLAGS) $(LDFLAGS) -o $@ $^ $(CATCH_LIBS) $(PQ_LIBS) $(TLS_LIBS)
+
+$(BUILD)/ollama_stand_in: $(BUILD)/tests/stand_in.o $(HARNESS)
+	$(CXX) $(PROJECT_LDFLAGS) $(LDFLAGS) -o $@ $^ $(PQ_LIBS) $(TLS_LIBS)
+
+$(BUILD)/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) $(PROJECT_CXXFLAGS) $(CPPFLAGS) -MMD -MP -c -o $@ $<
+
+# schema.sql is compiled in, so that the binary alone can make the table.
+$(BUILD)/db_schema.o: $(BUILD)/schema_sql.inc
+$(BUILD)/schema_sql.inc: schema.sql
+	@mkdir -p $(@D)
+	{ printf 'R"sql('; cat $<; printf ')sql"\n'; } >$@
+
+.PHONY: tests stand-in asan tsan
+tests: $(BINARY) $(BUILD)/unit_tests $(BUILD)/contract_tests ## chatterd and its test programs
+stand-in: $(BUILD)/ollama_stand_in ## the stand-in for Ollama that quickstart.sh uses
+asan tsan: ## chatterd and unit tests under ASan+UBSan, or TSan, in build/asan or build/tsan
+	$(MAKE) VARIANT=$@ build/$@/chatterd build/$@/unit_tests
+
+.PHONY: check
+check: ## includes that point the wrong way, README's options, shell scripts
+	scripts/check.sh
+
+.PHONY: readme
+readme: $(BUILD)/unit_tests ## write the options table of README.md anew
+	README_UPDATE=1 $(BUILD)/unit_tests "README.md holds the options table*"
+
+.PHONY: clean help
+clean: ## remove what was built
+	rm -rf build chatterd
+help: ## this list
+	@sed -n 's/^\([a-z][a-z -]*\):.*## /  \1: /p' Makefile
+
+-include $(PRODUCT:.o=.d) $(UNIT:.o=.d) $(CONTRACT:.o=.d) $(HARNESS:.o=.d) $(BUILD)/tests/stand_in.d

@@ -1,0 +1,188 @@
+#include "chat.hpp"
+
+#include <algorithm>
+#include <thread>
+
+#include "log.hpp"
+#include "relay.hpp"
+#include "reply.hpp"
+#include "request.hpp"
+#include "sse.hpp"
+#include "text.hpp"
+
+using httplib::Request;
+using httplib::Response;
+
+namespace {
+
+// Between two tries to store a reply while the database is away.
+constexpr auto kStorePause = milliseconds(250);
+
+// The body for Ollama (contract 3.4): the history from the database; the request's own messages, which
+// are its last rows, as the client wrote them, with images and all; every other field unchanged.
+std::string build_ollama_body(const ChatRequest& request, const Conversation& conversation) {
+  const Rows& rows = conversation.rows;
+  const size_t older = rows.size() - std::min(conversation.stored, rows.size());
+  std::string body = "{\"model\":" + request.model_json + ",\"messages\":[";
+  for (size_t row = 0; row < older; ++row) {
+    body += row == 0 ? "{\"role\":" : ",{\"role\":";
+    append_json_string(body, rows.text(row, Conversation::name));
+    body += ",\"content\":";
+    append_json_string(body, rows.text(row, Conversation::message));
+    body += '}';
+  }
+  for (const ChatMessage& message : request.messages) {
+    if (body.back() != '[') body += ',';
+    body += message.json;
+  }
+  body += request.stream ? "],\"stream\":true" : "],\"stream\":false";
+  return body + request.other_fields + '}';
+}
+
+// What the log says of a request whose client did not wait; nobody reads the answer. nginx's number.
+constexpr int kClientLeftStatus = 499;
+
+// Ollama's status as ours (contract 3.5).
+int status_for(int ollama_status) {
+  return ollama_status == 400 || ollama_status == 404 || ollama_status == 503 ? ollama_status : 502;
+}
+
+// Why there is no answer of Ollama's at all.
+void reply_no_answer(Response& response, Generation::Event event, const Generation& generation) {
+  if (event == Generation::Event::client_left) return reply_error(response, kClientLeftStatus, "The client left.");
+  if (event == Generation::Event::stopping) return reply_error(response, 503, describe(Ending::stopping));
+  if (event == Generation::Event::timed_out) return reply_error(response, 502, describe(Ending::silent));
+  reply_error(response, 502, "Ollama can't be reached: it is not running, or not where this server looks for it.", "ollama: " + generation.detail());
+}
+
+// Notes in the log line when the first bytes of the answer go out, and how many lines it had.
+void keep_count(Relay& relay, Exchange& exchange) {
+  exchange.lines = 0;
+  relay.on_first_bytes([&exchange] { exchange.first_token_ms = exchange.elapsed_ms(); });
+}
+
+// One turn of a conversation, from the commit of its status to the stored reply. It holds the stream's
+// slot and the conversation's turn until it goes.
+class ChatTurn {
+ public:
+  ChatTurn(Services& services, StreamSlots::Slot slot, Conversations::Turn turn, Reply reply, std::unique_ptr<Generation> generation)
+      : services_(services), slot_(std::move(slot)), turn_(std::move(turn)), reply_(std::move(reply)), generation_(std::move(generation)) {}
+
+  bool run(const SendPiece& send) {
+    Exchange& exchange = Exchange::current();
+    Relay relay(services_.config, exchange, send);
+    SseFraming framing(services_.config.max_line, services_.config.keep_whitespace);
+    keep_count(relay, exchange);
+    // Headers wait for the first line, unless there is none yet.
+    if (!generation_->has_bytes() && !send("")) return false;
+
+    std::string problem;
+    const Ending ending = relay.run(*generation_, framing, problem);
+    if (ending != Ending::complete) {
+      if (problem.empty()) problem = describe(ending);
+      exchange.reason = ending == Ending::client_left ? "the client left" : "ollama: " + generation_->detail() + " (" + describe(ending) + ")";
+    }
+    generation_->abandon();  // at once, so that Ollama stops: the reply is stored after
+    std::string last_words;
+    framing.close(problem, last_words);
+    exchange.lines = framing.lines();
+    bool listening = ending != Ending::client_left && (last_words.empty() || send(last_words));
+    listening = store(relay, framing, listening, send) && listening;
+    return listening;
+  }
+
+ private:
+  // Stores the reply, trying again while the database is away. False: the client is gone.
+  bool store(Relay& relay, const SseFraming& framing, bool listening, const SendPiece& send) {
+    reply_.text = framing.reply();
+    if (reply_.text.empty()) return true;
+    const Deadline give_up = Deadline::after(services_.config.store_retry);
+    std::optional<DbFailure> failure = services_.database.store_reply(reply_);
+    while (failure && failure->fault == DbFault::unavailable && !give_up.passed()) {
+      const Wake wake = listening ? relay.idle(kStorePause, framing) : Wake::timed_out;
+      if (wake == Wake::client_left) listening = false;
+      if (wake == Wake::stopping) break;
+      if (!listening) std::this_thread::sleep_for(kStorePause);
+      failure = services_.database.store_reply(reply_);
+    }
+    if (!failure) return true;
+    LogLine(LogLevel::error, "reply_not_stored").add("id", Exchange::current().id()).add("reason", failure->detail);
+    Exchange::current().reason = "database: " + failure->detail;
+    std::string words;
+    append_sse_error(words, "The reply could not be stored: it will be missing from the conversation.");
+    return !listening || send(words);
+  }
+
+  Services& services_;
+  StreamSlots::Slot slot_;
+  Conversations::Turn turn_;
+  Reply reply_;
+  std::unique_ptr<Generation> generation_;
+};
+
+}  // namespace
+
+void handle_llmchat(Services& services, const Request& request, Response& response) {
+  const auto chat = parse_chat_request(request.body);
+  if (!chat.ok()) return reply_error(response, 422, chat.error().sentence);
+  auto slot = services.slots.take();
+  if (!slot) return reply_error(response, 503, "Too many answers are being streamed now: try again later.");
+  const std::string& app_id = chat.value().app_id;
+  auto turn = services.conversations.enter(app_id, services.config.turn_wait);
+  if (!turn) return reply_error(response, 409, "Another request for this appID is still at work.");
+
+  Exchange& exchange = Exchange::current();
+  exchange.begin_stream();
+  // A client that left while it waited for its turn gets nothing stored in its name.
+  if (exchange.client_left()) return reply_error(response, kClientLeftStatus, "The client left.");
+  const auto conversation = services.database.append(app_id, chat.value().messages);
+  if (!conversation.ok()) return reply_failure(response, conversation.error());
+
+  auto generation = services.ollama.start("POST", "/chat", build_ollama_body(chat.value(), conversation.value()));
+  const auto event = generation->read_head(exchange, Deadline::after(services.config.ollama_grace));
+  if (event == Generation::Event::head && generation->status() >= 400) {
+    const int status = generation->status();
+    return reply_error(response, status_for(status), error_text(status, read_error(*generation, exchange)), "ollama: status " + std::to_string(status));
+  }
+  // After the grace the stream begins all the same: a model may be loading (contract 3.5).
+  if (event != Generation::Event::head && event != Generation::Event::timed_out) return reply_no_answer(response, event, *generation);
+
+  response.set_header("Cache-Control", "no-cache");
+  response.set_header("X-Accel-Buffering", "no");
+  Reply reply{app_id, make_uuid(), "", conversation.value().reply_place};
+  const auto chat_turn = std::make_shared<ChatTurn>(services, std::move(*slot), std::move(*turn), std::move(reply), std::move(generation));
+  stream_response(response, "text/event-stream", [chat_turn](const SendPiece& send) { return chat_turn->run(send); });
+}
+
+void handle_llmprompt(Services& services, const Request& request, Response& response) {
+  auto slot = services.slots.take();
+  if (!slot) return reply_error(response, 503, "Too many answers are being streamed now: try again later.");
+  Exchange& exchange = Exchange::current();
+  exchange.begin_stream();
+  auto generation = services.ollama.start("POST", "/generate", request.body);
+  const auto event = generation->read_head(exchange, Deadline::after(services.config.ollama_timeout));
+  if (event != Generation::Event::head) return reply_no_answer(response, event, *generation);
+
+  struct Answer {
+    StreamSlots::Slot slot;
+    std::unique_ptr<Generation> generation;
+  };
+  const int status = generation->status();
+  const std::string content_type = generation->content_type();
+  const auto answer = std::make_shared<Answer>(Answer{std::move(*slot), std::move(generation)});
+  stream_response(response, content_type, [&services, answer, content_type](const SendPiece& send) {
+    Exchange& current = Exchange::current();
+    Relay relay(services.config, current, send);
+    RawFraming framing(content_type.starts_with("application/x-ndjson"));
+    keep_count(relay, current);
+    if (!answer->generation->has_bytes() && !send("")) return false;
+    std::string problem;
+    const Ending ending = relay.run(*answer->generation, framing, problem);
+    current.lines = framing.lines();
+    if (ending == Ending::client_left) return false;
+    std::string last_words;
+    const bool ended_well = framing.close(describe(ending), last_words);
+    return (last_words.empty() || send(last_words)) && ended_well;
+  });
+  response.status = status;
+}

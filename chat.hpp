@@ -1,0 +1,7 @@
+// The two routes that relay an answer of Ollama: /llmchat/ and /llmprompt/.
+#pragma once
+
+#include "handlers.hpp"
+
+void handle_llmchat(Services& services, const httplib::Request& request, httplib::Response& response);
+void handle_llmprompt(Services& services, const httplib::Request& request, httplib::Response& response);

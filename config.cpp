@@ -1,0 +1,183 @@
+#include "config.hpp"
+
+#include <algorithm>
+#include <cctype>
+#include <charconv>
+#include <cmath>
+
+namespace {
+
+constexpr size_t kKiB = 1024;
+constexpr size_t kGiB = kKiB * kKiB * kKiB;
+
+const Option kOptions[] = {
+    {"host", "ADDRESS", &Config::host, "address to listen on; without it all of the machine's, IPv4 and IPv6"},
+    {"port", "PORT", Option::Number{&Config::port, 0, 65535}, "port to listen on; 0 picks a free one"},
+    {"cert", "FILE", &Config::cert, "TLS certificate (PEM, with its chain)"},
+    {"key", "FILE", &Config::key, "TLS private key (PEM)"},
+    {"http", "", &Config::http, "serve plain HTTP, for use behind a proxy"},
+    {"db", "CONNECTION", &Config::db,
+     "libpq connection string; without it `host=localhost user=chatter dbname=chatterdb` and what libpq's own variables (PGHOST, PGPASSWORD, ...) say"},
+    {"db-pool", "N", Option::Number{&Config::db_pool, 1, 1000}, "database connections at most"},
+    {"db-timeout", "SECONDS", Option::Time{&Config::db_timeout}, "for one call to the database, with the wait for a connection"},
+    {"store-retry", "SECONDS", Option::Time{&Config::store_retry}, "how long storing a reply is tried while the database is away"},
+    {"ollama", "URL", &Config::ollama, "where Ollama is; one that ends in /api means the same"},
+    {"ollama-grace", "SECONDS", Option::Time{&Config::ollama_grace}, "how long to wait for Ollama's status before the stream begins"},
+    {"ollama-timeout", "SECONDS", Option::Time{&Config::ollama_timeout}, "silence of Ollama after which an answer is given up"},
+    {"reply-seconds", "SECONDS", Option::Time{&Config::reply_seconds}, "the longest a whole answer may take"},
+    {"max-line", "BYTES", Option::Number{&Config::max_line, kKiB, kGiB}, "largest line of Ollama's answer"},
+    {"max-reply", "BYTES", Option::Number{&Config::max_reply, kKiB, 64 * kGiB}, "largest whole answer of Ollama"},
+    {"keep-whitespace", "", &Config::keep_whitespace, "store replies byte for byte, runs of white space not made one space"},
+    {"max-body", "BYTES", Option::Number{&Config::max_body, 1, kGiB}, "largest body of a request"},
+    {"max-streams", "N", Option::Number{&Config::max_streams, 1, 100'000}, "answers streamed at the same time; more get a 503"},
+    {"max-connections", "N", Option::Number{&Config::max_connections, 1, 1'000'000}, "client connections at most, idle ones included"},
+    {"threads", "N", Option::Number{&Config::threads, 0, 100'000}, "threads at most, started as needed; 0: --max-streams and 64 more"},
+    {"header-timeout", "SECONDS", Option::Time{&Config::header_timeout}, "for a TLS handshake and a request's headers together"},
+    {"body-timeout", "SECONDS", Option::Time{&Config::body_timeout}, "for a request's body"},
+    {"idle-timeout", "SECONDS", Option::Time{&Config::idle_timeout}, "how long a connection is kept between two requests"},
+    {"write-timeout", "SECONDS", Option::Time{&Config::write_timeout}, "after which a client that does not read is dropped"},
+    {"turn-wait", "SECONDS", Option::Time{&Config::turn_wait}, "how long a request waits for an earlier one with its appID"},
+    {"ping-interval", "SECONDS", Option::Time{&Config::ping_interval}, "silence after which a stream gets a comment"},
+    {"drain", "SECONDS", Option::Time{&Config::drain}, "how long streams may go on after SIGTERM"},
+    {"check", "", &Config::check, "say of configuration, certificate, database, table and Ollama whether each is usable, then exit"},
+    {"print-schema", "", &Config::print_schema, "print the SQL that makes or upgrades the table, then exit"},
+    {"version", "", &Config::version, "print the version, then exit"},
+    {"help", "", &Config::help, "print this, then exit"},
+};
+
+constexpr Config::Seconds kSecondsMax = std::chrono::hours(24);
+
+template <class... Fs>
+struct Overloaded : Fs... {
+  using Fs::operator()...;
+};
+
+std::string seconds_text(Config::Seconds time) {
+  std::string text = std::to_string(time.count() / 1000);
+  if (const auto rest = time.count() % 1000; rest != 0) {
+    std::string fraction = std::to_string(1000 + rest).substr(1);
+    while (fraction.back() == '0') fraction.pop_back();
+    text += "." + fraction;
+  }
+  return text;
+}
+
+bool parse_switch(const std::string& text, bool& out) {
+  static constexpr std::string_view kOn[] = {"1", "true", "yes", "on"};
+  static constexpr std::string_view kOff[] = {"0", "false", "no", "off"};
+  out = std::find(std::begin(kOn), std::end(kOn), text) != std::end(kOn);
+  return out || std::find(std::begin(kOff), std::end(kOff), text) != std::end(kOff);
+}
+
+// Sets one field. Returns what the value should have been when it is wrong, else "".
+std::string set_field(Config& config, const Option& option, const std::string& value) {
+  return std::visit(
+      Overloaded{
+          [&](std::string Config::*field) -> std::string {
+            config.*field = value;
+            return "";
+          },
+          [&](bool Config::*field) -> std::string { return parse_switch(value, config.*field) ? "" : "1 or 0"; },
+          [&](const Option::Number& number) -> std::string {
+            size_t parsed = 0;
+            const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), parsed);
+            if (error == std::errc() && end == value.data() + value.size() && parsed >= number.least && parsed <= number.most) {
+              config.*(number.field) = parsed;
+              return "";
+            }
+            return "a whole number from " + std::to_string(number.least) + " to " + std::to_string(number.most);
+          },
+          [&](const Option::Time& time) -> std::string {
+            double seconds = 0;
+            const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), seconds, std::chars_format::fixed);
+            const double most = std::chrono::duration<double>(kSecondsMax).count();
+            if (error == std::errc() && end == value.data() + value.size() && seconds >= 0 && seconds <= most) {
+              config.*(time.field) = Config::Seconds(std::llround(seconds * 1000));
+              return "";
+            }
+            return "a number of seconds from 0 to " + seconds_text(kSecondsMax);
+          },
+      },
+      option.field);
+}
+
+bool is_switch(const Option& option) { return std::holds_alternative<bool Config::*>(option.field); }
+
+const Option* find_option(std::string_view name) {
+  const auto found = std::find_if(std::begin(kOptions), std::end(kOptions), [&](const Option& option) { return option.name == name; });
+  return found == std::end(kOptions) ? nullptr : &*found;
+}
+
+ConfigError wrong_value(const std::string& shown, const std::string& value, const std::string& wanted) {
+  return {shown + ": '" + value + "' is not " + wanted};
+}
+
+// Reads argument i, and its value when it has one; i then stands on the last argument read.
+std::optional<ConfigError> read_argument(Config& config, const std::vector<std::string>& arguments, size_t& i) {
+  const std::string& argument = arguments[i];
+  if (!argument.starts_with("--")) return ConfigError{"'" + argument + "' is not an option; chatterd --help lists them"};
+  const size_t equals = argument.find('=');
+  const std::string shown = argument.substr(0, equals);
+  const Option* option = find_option(std::string_view(shown).substr(2));
+  if (option == nullptr) return ConfigError{shown + " is not an option; chatterd --help lists them"};
+  std::string value = "1";
+  if (equals != std::string::npos) {
+    value = argument.substr(equals + 1);
+  } else if (!is_switch(*option)) {
+    if (i + 1 == arguments.size()) return ConfigError{shown + " needs a value: " + shown + " " + std::string(option->value_name)};
+    value = arguments[++i];
+  }
+  if (const std::string wanted = set_field(config, *option, value); !wanted.empty()) return wrong_value(shown, value, wanted);
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::span<const Option> options() { return kOptions; }
+
+std::string Option::variable() const {
+  std::string text = "CHATTERD_";
+  for (const char c : name) text += c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  return text;
+}
+
+std::string Option::default_text() const {
+  const Config defaults;
+  return std::visit(Overloaded{
+                        [&](std::string Config::*text) { return defaults.*text; },
+                        [&](bool Config::*) { return std::string(); },
+                        [&](const Number& number) { return std::to_string(defaults.*(number.field)); },
+                        [&](const Time& time) { return seconds_text(defaults.*(time.field)); },
+                    },
+                    field);
+}
+
+Result<Config, ConfigError> parse_config(const std::vector<std::string>& arguments, const char* (*environment)(const char*)) {
+  Config config;
+  for (const Option& option : kOptions) {
+    const std::string variable = option.variable();
+    const char* value = environment(variable.c_str());
+    if (value == nullptr || *value == '\0') continue;
+    if (const std::string wanted = set_field(config, option, value); !wanted.empty()) return wrong_value(variable, value, wanted);
+  }
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    if (auto error = read_argument(config, arguments, i)) return *error;
+  }
+  return config;
+}
+
+std::string help_text() {
+  std::string text =
+      "usage: chatterd [options]\n\n"
+      "Serves the course's chat clients over HTTPS: keeps conversations in PostgreSQL and relays Ollama's\n"
+      "answers as Server-Sent Events. Each option --some-name is also the environment variable\n"
+      "CHATTERD_SOME_NAME; the option wins.\n\n";
+  for (const Option& option : kOptions) {
+    std::string head = "  --" + std::string(option.name);
+    if (!option.value_name.empty()) head += " " + std::string(option.value_name);
+    text += head + std::string(head.size() < 28 ? 28 - head.size() : 1, ' ') + std::string(option.help);
+    if (const std::string value = option.default_text(); !value.empty()) text += " (" + value + ")";
+    text += "\n";
+  }
+  return text;
+}

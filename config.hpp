@@ -1,0 +1,94 @@
+// chatterd's configuration: one table of options from which command line, environment, --help and the
+// README's table are made.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "result.hpp"
+
+/// Every option's value; the initialisers are the defaults. Written once at start by parse_config(),
+/// then only read, by any thread. The table in config.cpp says what each is for.
+struct Config {
+  using Seconds = std::chrono::milliseconds;  // given in seconds, fractions allowed
+
+  std::string host;
+  size_t port = 443;
+  std::string cert = "/home/ubuntu/reactive/chatterd.crt";
+  std::string key = "/home/ubuntu/reactive/chatterd.key";
+  bool http = false;
+
+  std::string db;
+  size_t db_pool = 8;
+  Seconds db_timeout{2500};
+  Seconds store_retry{30'000};
+
+  std::string ollama = "http://localhost:11434";
+  Seconds ollama_grace{10'000};
+  Seconds ollama_timeout{300'000};
+  Seconds reply_seconds{3'600'000};
+  size_t max_line = size_t{1} << 20;
+  size_t max_reply = size_t{64} << 20;
+  bool keep_whitespace = false;
+
+  size_t max_body = size_t{4} << 20;
+  size_t max_streams = 1024;
+  size_t max_connections = 8192;
+  size_t threads = 0;
+  Seconds header_timeout{10'000};
+  Seconds body_timeout{30'000};
+  Seconds idle_timeout{60'000};
+  Seconds write_timeout{10'000};
+  Seconds turn_wait{30'000};
+  Seconds ping_interval{15'000};
+  Seconds drain{10'000};
+
+  bool check = false;
+  bool print_schema = false;
+  bool version = false;
+  bool help = false;
+
+  /// The pool's largest size: --threads, or one for each stream and some for short requests, so that
+  /// streams can't starve them.
+  size_t threads_max() const { return threads != 0 ? threads : max_streams + 64; }
+};
+
+struct Option {
+  struct Number {
+    size_t Config::*field;
+    size_t least, most;
+  };
+  struct Time {
+    Config::Seconds Config::*field;
+  };
+  using Field = std::variant<std::string Config::*, bool Config::*, Number, Time>;
+
+  std::string_view name;        ///< without the dashes
+  std::string_view value_name;  ///< what --help shows for the value; "" for a switch
+  Field field;
+  std::string_view help;
+
+  /// The environment variable of the same meaning: CHATTERD_SOME_NAME.
+  std::string variable() const;
+  /// The default as one would write it; "" for none.
+  std::string default_text() const;
+};
+
+std::span<const Option> options();
+
+/// What is wrong with an option, as one line that names it.
+struct ConfigError {
+  std::string line;
+};
+
+/// Reads environment and arguments (without the program's name); a flag wins over a variable.
+/// `environment(name)` returns nullptr for an unset variable; an empty one counts as unset.
+Result<Config, ConfigError> parse_config(const std::vector<std::string>& arguments, const char* (*environment)(const char*));
+
+std::string help_text();

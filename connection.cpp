@@ -1,0 +1,93 @@
+#include "connection.hpp"
+
+#include <openssl/err.h>
+#include <sys/socket.h>
+
+#include <cerrno>
+
+namespace {
+
+// One read; a TLS record holds at most this much.
+constexpr size_t kReadBytes = 16 * 1024;
+
+}  // namespace
+
+Connection::Connection(UniqueFd socket, Ssl ssl, std::string address, size_t body_bytes_max)
+    : reader(body_bytes_max), socket_(std::move(socket)), ssl_(std::move(ssl)), address_(std::move(address)), handshaken_(ssl_ == nullptr) {
+  if (ssl_) {
+    SSL_set_fd(ssl_.get(), socket_.get());
+    SSL_set_accept_state(ssl_.get());
+  }
+}
+
+Connection::Io Connection::ssl_outcome(int result) {
+  switch (SSL_get_error(ssl_.get(), result)) {
+    case SSL_ERROR_WANT_READ: return Io::wants_read;
+    case SSL_ERROR_WANT_WRITE: return Io::wants_write;
+    default: ERR_clear_error(); return Io::closed;
+  }
+}
+
+Connection::Io Connection::handshake() {
+  if (handshaken_) return Io::done;
+  ERR_clear_error();
+  const int result = SSL_do_handshake(ssl_.get());
+  if (result != 1) return ssl_outcome(result);
+  handshaken_ = true;
+  return Io::done;
+}
+
+Connection::Io Connection::read(std::string_view& bytes) {
+  thread_local char buffer[kReadBytes];
+  bytes = {};
+  if (ssl_) {
+    ERR_clear_error();
+    const int count = SSL_read(ssl_.get(), buffer, static_cast<int>(sizeof buffer));
+    if (count <= 0) return ssl_outcome(count);
+    bytes = {buffer, static_cast<size_t>(count)};
+    return Io::done;
+  }
+  while (true) {
+    const ssize_t count = ::recv(socket_.get(), buffer, sizeof buffer, 0);
+    if (count > 0) {
+      bytes = {buffer, static_cast<size_t>(count)};
+      return Io::done;
+    }
+    if (count < 0 && errno == EINTR) continue;
+    return count < 0 && errno == EAGAIN ? Io::wants_read : Io::closed;
+  }
+}
+
+bool Connection::write(std::string_view data, Deadline write_deadline, bool until_half_close) {
+  while (!data.empty()) {
+    ssize_t count = 0;
+    Io outcome = Io::wants_write;
+    if (ssl_) {
+      ERR_clear_error();
+      count = SSL_write(ssl_.get(), data.data(), static_cast<int>(std::min<size_t>(data.size(), INT_MAX)));
+      if (count <= 0) outcome = ssl_outcome(static_cast<int>(count));
+    } else {
+      count = ::send(socket_.get(), data.data(), data.size(), MSG_NOSIGNAL);
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0 && errno != EAGAIN) outcome = Io::closed;
+    }
+    if (count > 0) {
+      data.remove_prefix(static_cast<size_t>(count));
+      continue;
+    }
+    if (outcome == Io::closed) return false;
+    const short gone = static_cast<short>(POLLERR | POLLHUP | (until_half_close ? POLLRDHUP : 0));
+    pollfd watched{socket_.get(), static_cast<short>((outcome == Io::wants_read ? POLLIN : POLLOUT) | (gone & POLLRDHUP)), 0};
+    if (::poll(&watched, 1, write_deadline.left_ms()) == 0 || (watched.revents & gone) != 0) return false;
+  }
+  return true;
+}
+
+void Connection::finish_writing() {
+  if (ssl_ && handshaken_) {
+    ERR_clear_error();
+    SSL_shutdown(ssl_.get());
+    ERR_clear_error();
+  }
+  ::shutdown(socket_.get(), SHUT_WR);
+}

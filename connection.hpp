@@ -1,0 +1,53 @@
+// One client's connection: the bytes of a plain or TLS socket, and the requests read from them.
+#pragma once
+
+#include <chrono>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "http1.hpp"
+#include "net.hpp"
+#include "tls.hpp"
+
+/// Belongs to one thread at a time: the one that serves it, or the server's door while it waits for
+/// the client. Never blocks but in write().
+class Connection {
+ public:
+  /// Where it is in its life; each phase has a deadline of its own.
+  enum class Phase { opening, body, idle, lingering };
+  enum class Io { done, wants_read, wants_write, closed };
+  using Waiting = std::multimap<Clock::time_point, std::unique_ptr<Connection>>;
+
+  /// `ssl` is null for plain HTTP.
+  Connection(UniqueFd socket, Ssl ssl, std::string address, size_t body_bytes_max);
+
+  int fd() const { return socket_.get(); }
+  const std::string& address() const { return address_; }  ///< the client's, without a port
+
+  /// Goes on with the TLS handshake; done at once without TLS or after it.
+  Io handshake();
+  /// Reads what is there; `bytes` is valid until the next call on this thread.
+  Io read(std::string_view& bytes);
+  /// Writes all of `data`, waiting while the client does not read, up to the deadline. False: the
+  /// client is gone or too slow, and the connection is of no more use. With `until_half_close`, a
+  /// client that has ended its side counts as gone; otherwise it may still wait for its answer.
+  bool write(std::string_view data, Deadline deadline, bool until_half_close);
+  /// Says goodbye and ends our side; what the client still sends may be read and thrown away.
+  void finish_writing();
+
+  http1::RequestReader reader;
+  Phase phase = Phase::opening;
+  Deadline deadline = Deadline::never();  ///< of the phase
+  bool timed_out = false;                 ///< the deadline of a body has passed
+  Waiting::iterator waiting;              ///< its place while the door holds it
+
+ private:
+  Io ssl_outcome(int result);
+
+  UniqueFd socket_;
+  Ssl ssl_;
+  std::string address_;
+  bool handshaken_;
+};

@@ -1,0 +1,162 @@
+// The database: conversations and public chatts in PostgreSQL's table chatts (contract, section 4).
+//
+// Nothing outside the db modules knows SQL or libpq. Every call waits no longer than its deadline
+// (--db-timeout) for a connection, the round trip and the answer together, and holds no connection
+// after it has returned.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "net.hpp"
+#include "request.hpp"
+#include "result.hpp"
+#include "text.hpp"
+
+struct pg_result;
+
+namespace db_internal {
+class Connection;
+struct Execution;
+}  // namespace db_internal
+
+enum class DbFault {
+  refused,      ///< the database does not take the value (SQLSTATE class 22 or 23)
+  unavailable,  ///< it can't be reached, is out of resources, or did not answer in time
+  retry,        ///< nothing was done, and the same again may succeed; callers of Database never see it
+  failed,       ///< anything else
+};
+
+struct DbFailure {
+  DbFault fault;
+  bool outcome_unknown;  ///< the change may have been made or not; false: it was not made
+  std::string detail;    ///< for the log: no values, no text of a message
+  bool sqlstate_known = false;
+};
+
+/// Rows of a result, as views into it. Belongs to one thread.
+class Rows {
+ public:
+  explicit Rows(pg_result* owned);
+  Rows(Rows&&) noexcept = default;
+  Rows& operator=(Rows&&) noexcept = default;
+
+  size_t size() const;
+  std::string_view text(size_t row, int column) const;  ///< "" for NULL
+  bool is_null(size_t row, int column) const;
+  /// A bigint (0 for NULL), or a timestamptz as microseconds since 2000-01-01 UTC (kNoTime for NULL).
+  std::int64_t integer(size_t row, int column) const;
+
+ private:
+  struct Deleter {
+    void operator()(pg_result* result) const;
+  };
+  std::unique_ptr<pg_result, Deleter> result_;
+};
+
+/// A conversation as it was read back, its last `stored` rows just stored.
+struct Conversation {
+  enum Column { name, message };
+  Rows rows;
+  size_t stored;
+  /// The place in the order that is kept for the reply to the last prompt; none: at the end.
+  std::optional<std::int64_t> reply_place;
+};
+
+struct Reply {
+  std::string app_id;
+  std::string id;  ///< a UUID made once a reply, so that storing it again is noticed
+  std::string text;
+  std::optional<std::int64_t> place;
+};
+
+/// Where a page of the public chatts ends: the next one begins behind it.
+struct PageEnd {
+  std::int64_t time_us = kNoTime;  ///< since 2000-01-01 UTC
+  std::int64_t seq = 0;
+};
+
+/// What a look at the table found, without changing anything.
+struct TableState {
+  std::string reachable;  ///< why the database can't be reached; "" when it can
+  std::string obstacle;   ///< why the table can't be used by this role, with the command that helps; ""
+  bool up_to_date = false;
+};
+
+/// Why the table could not be made usable.
+struct SchemaProblem {
+  bool can_retry;        ///< the database is away or busy; otherwise somebody has to act
+  std::string sentence;  ///< for the operator: what is wrong and, if somebody has to act, the command
+};
+
+class Database {
+ public:
+  struct Settings {
+    std::string conninfo;
+    size_t connections_max;
+    milliseconds call_timeout;
+  };
+
+  explicit Database(Settings settings);
+  ~Database();
+  Database(const Database&) = delete;
+  Database& operator=(const Database&) = delete;
+
+  // Any thread, concurrently:
+
+  /// Stores `messages` at the end of a conversation and reads all of it back, in one transaction and
+  /// one round trip (contract 3.2). Not repeated when the outcome is unknown.
+  Result<Conversation, DbFailure> append(const std::string& app_id, const std::vector<ChatMessage>& messages);
+  /// Puts `messages` in the place of a conversation's rows: all or nothing.
+  std::optional<DbFailure> replace(const std::string& app_id, const std::vector<ChatMessage>& messages);
+  /// Stores a reply. Safe to repeat with the same Reply after a failure: it is stored once.
+  std::optional<DbFailure> store_reply(const Reply& reply);
+  /// Stores a public chatt.
+  std::optional<DbFailure> post(const PostRequest& chatt);
+  /// Up to `rows_max` public chatts behind `from`, oldest first; columns as in PublicColumn.
+  enum PublicColumn { kPublicName, kPublicMessage, kPublicId, kPublicTime, kPublicSeq };
+  Result<Rows, DbFailure> public_page(const PageEnd& from, size_t rows_max);
+
+  /// Makes the table or brings it up to date, unless it is. May take minutes for a large old table.
+  /// Until this has succeeded once, the calls above fail as unavailable.
+  std::optional<SchemaProblem> prepare_schema();
+  /// For --check.
+  TableState look();
+  /// Closes connections that nobody has needed for a while; call it about once a second.
+  void close_idle();
+
+ private:
+  using Connection = db_internal::Connection;
+  using Opened = Result<std::unique_ptr<Connection>, DbFailure>;
+  struct Idle {
+    std::unique_ptr<Connection> connection;
+    Clock::time_point since;
+  };
+
+  Opened borrow(Deadline deadline);
+  void give_back(std::unique_ptr<Connection> connection);
+  void note_availability(const DbFailure* failure);
+  Result<std::vector<Rows>, DbFailure> run(const std::vector<db_internal::Execution>& executions);
+  std::optional<DbFailure> run_change(const std::vector<db_internal::Execution>& executions);
+
+  const Settings settings_;
+  std::mutex mutex_;
+  std::condition_variable returned_;
+  // Guarded by mutex_:
+  std::vector<Idle> idle_;   // the last one used is at the back, and is used next
+  size_t open_ = 0;          // idle and borrowed together
+  bool schema_ready_ = false;
+  bool away_ = false;        // what the log said last
+};
+
+/// The default of --db: the contract's, less what libpq's own variables say.
+std::string default_conninfo();
+/// schema.sql.
+std::string_view schema_sql();

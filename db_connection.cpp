@@ -1,0 +1,178 @@
+#include "db_connection.hpp"
+
+#include <algorithm>
+
+namespace db_internal {
+namespace {
+
+std::string_view first_line(const char* text) {
+  const std::string_view all = text == nullptr ? "" : text;
+  return all.substr(0, all.find('\n'));
+}
+
+// The one place that decides what an SQLSTATE means (PostgreSQL's documentation, appendix A).
+DbFault fault_of(std::string_view sqlstate) {
+  if (sqlstate.starts_with("22") || sqlstate.starts_with("23")) return DbFault::refused;
+  if (sqlstate == "40001" || sqlstate == "40P01" || sqlstate == "26000" || sqlstate == "0A000") return DbFault::retry;
+  // Without an SQLSTATE the failure is libpq's own: the connection. 25006: a standby after a fail-over.
+  // 53 is a lack of resources such as a full disk; 55P03 a lock that was not had in time.
+  if (sqlstate.empty() || sqlstate.starts_with("08") || sqlstate.starts_with("53") || sqlstate.starts_with("57") ||
+      sqlstate == "25006" || sqlstate == "55P03") {
+    return DbFault::unavailable;
+  }
+  return DbFault::failed;
+}
+
+// Whether an error leaves the connection of no further use: the session is ending, is on a server that
+// can't write, or has lost its prepared statements.
+bool poisons_connection(std::string_view sqlstate) {
+  return sqlstate.empty() || sqlstate.starts_with("08") || sqlstate.starts_with("57P") || sqlstate == "25006" ||
+         sqlstate == "26000" || sqlstate == "0A000";
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Connection>, DbFailure> Connection::open(const std::string& conninfo, std::span<const Statement> statements,
+                                                                milliseconds statement_timeout, Deadline deadline) {
+  const char* keywords[] = {"dbname", "fallback_application_name", "client_encoding", nullptr};
+  const char* values[] = {conninfo.c_str(), "chatterd", "UTF8", nullptr};
+  std::unique_ptr<Connection> connection(new Connection(PgConn(PQconnectStartParams(keywords, values, /*expand_dbname=*/1))));
+  if (auto failure = connection->connect(deadline)) return *failure;
+  if (auto failure = connection->prepare(statements, statement_timeout, deadline)) return *failure;
+  return connection;
+}
+
+std::optional<DbFailure> Connection::connect(Deadline deadline) {
+  PostgresPollingStatusType state = PGRES_POLLING_WRITING;
+  while (pg_ && PQstatus(pg_.get()) != CONNECTION_BAD && state != PGRES_POLLING_OK && state != PGRES_POLLING_FAILED) {
+    if (!wait(state == PGRES_POLLING_READING ? POLLIN : POLLOUT, deadline)) {
+      return DbFailure{DbFault::unavailable, false, "no connection in time"};
+    }
+    state = PQconnectPoll(pg_.get());
+  }
+  if (state != PGRES_POLLING_OK) {
+    return DbFailure{DbFault::unavailable, false, std::string(first_line(PQerrorMessage(pg_.get())))};
+  }
+  PQsetnonblocking(pg_.get(), 1);
+  return std::nullopt;
+}
+
+std::optional<DbFailure> Connection::prepare(std::span<const Statement> statements, milliseconds statement_timeout, Deadline deadline) {
+  if (statements.empty()) return std::nullopt;
+  // The server too gives a statement up once nobody waits for it any more.
+  const std::string limit = "SET statement_timeout = " + std::to_string(std::max<long long>(1, statement_timeout.count()));
+  bool sent = PQenterPipelineMode(pg_.get()) == 1 &&
+              PQsendQueryParams(pg_.get(), limit.c_str(), 0, nullptr, nullptr, nullptr, nullptr, 0) == 1;
+  for (const Statement& statement : statements) {
+    sent = sent && PQsendPrepare(pg_.get(), statement.name, statement.sql, 0, nullptr) == 1;
+  }
+  if (!sent || PQpipelineSync(pg_.get()) != 1) return lost(false);
+  auto results = collect(statements.size() + 1, deadline);
+  if (!results.ok()) return results.error();
+  return std::nullopt;
+}
+
+Result<std::vector<PgResult>, DbFailure> Connection::run(std::span<const Execution> executions, Deadline deadline) {
+  for (const Execution& execution : executions) {
+    if (PQsendQueryPrepared(pg_.get(), execution.statement->name, static_cast<int>(execution.parameters.size()),
+                            execution.parameters.data(), nullptr, nullptr, /*resultFormat=*/1) != 1) {
+      return lost(false);
+    }
+  }
+  // Nothing can have been committed before the sync is sent.
+  if (PQpipelineSync(pg_.get()) != 1) return lost(true);
+  return collect(executions.size(), deadline);
+}
+
+Result<std::vector<PgResult>, DbFailure> Connection::collect(size_t results_expected, Deadline deadline) {
+  std::vector<PgResult> results;
+  results.reserve(results_expected);
+  std::optional<DbFailure> failure;
+  while (true) {
+    if (auto trouble = exchange_some(deadline)) return *trouble;
+    while (PQisBusy(pg_.get()) == 0) {
+      PgResult result(PQgetResult(pg_.get()));
+      if (!result) {
+        // Between two statements' results there is one null; a dead connection gives nulls for ever.
+        if (PQstatus(pg_.get()) == CONNECTION_BAD) return lost(true);
+        continue;
+      }
+      switch (PQresultStatus(result.get())) {
+        case PGRES_PIPELINE_SYNC:
+          if (failure) return *failure;
+          if (results.size() != results_expected) return lost(true);
+          return results;
+        case PGRES_COMMAND_OK:
+        case PGRES_TUPLES_OK: results.push_back(std::move(result)); break;
+        case PGRES_PIPELINE_ABORTED: break;  // by the failure before it
+        default:
+          if (!failure) failure = failure_of(result.get());
+          if (PQstatus(pg_.get()) == CONNECTION_BAD) return failure->sqlstate_known ? *failure : lost(true);
+      }
+    }
+  }
+}
+
+// Sends what is left to send, then waits for something to arrive and reads it.
+std::optional<DbFailure> Connection::exchange_some(Deadline deadline) {
+  const int unsent = PQflush(pg_.get());
+  if (unsent < 0) return lost(true);
+  if (!wait(static_cast<short>(unsent > 0 ? POLLIN | POLLOUT : POLLIN), deadline)) {
+    usable_ = false;
+    return DbFailure{DbFault::unavailable, true, "no answer in time"};
+  }
+  // After a failure to read, results that came before it can still be had.
+  if (PQconsumeInput(pg_.get()) != 1 && PQisBusy(pg_.get()) != 0) return lost(true);
+  return std::nullopt;
+}
+
+Result<PgResult, DbFailure> Connection::run_script(const std::string& sql, Deadline deadline) {
+  if (PQsendQuery(pg_.get(), sql.c_str()) != 1) return lost(false);
+  PgResult last;
+  while (true) {
+    if (PQisBusy(pg_.get()) != 0 || last == nullptr) {
+      if (auto trouble = exchange_some(deadline)) return *trouble;
+    }
+    while (PQisBusy(pg_.get()) == 0) {
+      PgResult result(PQgetResult(pg_.get()));
+      if (!result) {
+        if (last == nullptr || PQstatus(pg_.get()) == CONNECTION_BAD) return lost(true);
+        if (PQresultStatus(last.get()) == PGRES_FATAL_ERROR) return failure_of(last.get());
+        return last;
+      }
+      // The first failure stands; what follows it is only its echo.
+      if (last == nullptr || PQresultStatus(last.get()) != PGRES_FATAL_ERROR) last = std::move(result);
+    }
+  }
+}
+
+bool Connection::still_open() {
+  if (!wait(POLLIN, Deadline::after(milliseconds(0)))) return true;  // nothing to read: nothing has happened
+  return PQconsumeInput(pg_.get()) == 1 && PQstatus(pg_.get()) == CONNECTION_OK && !wait(POLLIN, Deadline::after(milliseconds(0)));
+}
+
+DbFailure Connection::lost(bool outcome_unknown) {
+  usable_ = false;
+  return {DbFault::unavailable, outcome_unknown, std::string(first_line(PQerrorMessage(pg_.get())))};
+}
+
+// The server's own message may quote a value, which is somebody's words: its code says enough.
+DbFailure Connection::failure_of(const PGresult* result) {
+  const char* code = PQresultErrorField(result, PG_DIAG_SQLSTATE);
+  const std::string sqlstate = code == nullptr ? "" : code;
+  if (poisons_connection(sqlstate)) usable_ = false;
+  DbFailure failure{fault_of(sqlstate), sqlstate.empty(), sqlstate.empty() ? "the connection broke" : "SQLSTATE " + sqlstate};
+  failure.sqlstate_known = !sqlstate.empty();
+  return failure;
+}
+
+bool Connection::wait(short events, Deadline deadline) const {
+  pollfd watched{PQsocket(pg_.get()), events, 0};
+  while (true) {
+    const int ready = ::poll(&watched, 1, deadline.left_ms());
+    if (ready > 0) return true;
+    if (ready == 0 || errno != EINTR) return false;
+  }
+}
+
+}  // namespace db_internal

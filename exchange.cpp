@@ -1,0 +1,150 @@
+// The part of the server that speaks with cpp-httplib: one request, from whole to answered.
+#include <exception>
+
+#include "log.hpp"
+#include "server.hpp"
+#include "text.hpp"
+
+namespace {
+
+thread_local Exchange* current_exchange = nullptr;
+
+// What httplib writes in small pieces is sent at the latest when it has come to this.
+constexpr size_t kHeldBytesMax = 16 * 1024;
+// A path in the log; longer ones are somebody's experiments.
+constexpr size_t kLoggedPathBytesMax = 200;
+
+}  // namespace
+
+/// The request as httplib reads it, and the way back. Members that only some versions of httplib
+/// declare (0.11 to 0.41) are here without `override`, so that it compiles with each.
+class Exchange::Stream : public httplib::Stream {
+ public:
+  explicit Stream(Exchange& exchange)
+      : exchange_(exchange), head_(exchange.connection_.reader.canonical_head()), body_(exchange.connection_.reader.body()) {}
+
+  bool is_readable() const { return true; }
+  bool is_writable() const { return !exchange_.gone_; }
+  bool wait_readable() const { return true; }
+  bool wait_writable() const { return !exchange_.gone_; }
+  bool is_peer_alive() const { return !exchange_.gone_; }
+  time_t duration() const { return 0; }
+  socket_t socket() const override { return exchange_.connection_.fd(); }
+
+  ssize_t read(char* out, size_t size) override {
+    std::string_view& from = head_.empty() ? body_ : head_;
+    const size_t count = from.copy(out, size);
+    from.remove_prefix(count);
+    return static_cast<ssize_t>(count);
+  }
+  ssize_t write(const char* data, size_t size) override { return exchange_.hold({data, size}) ? static_cast<ssize_t>(size) : -1; }
+  void get_remote_ip_and_port(std::string& ip, int& port) const override {
+    ip = exchange_.client();
+    port = 0;
+  }
+  void get_local_ip_and_port(std::string& ip, int& port) const override {
+    ip.clear();
+    port = 0;
+  }
+
+ private:
+  Exchange& exchange_;
+  std::string_view head_;
+  std::string_view body_;
+};
+
+Exchange& Exchange::current() { return *current_exchange; }
+
+Exchange::Exchange(Server& server, Connection& connection) : server_(server), connection_(connection), id_(make_uuid()) { current_exchange = this; }
+
+Exchange::~Exchange() { current_exchange = nullptr; }
+
+Wake Exchange::wait(int fd, short events, Deadline deadline) {
+  pollfd watched[3] = {{fd, events, 0}, {connection_.fd(), POLLRDHUP, 0}, {server_.stop_event_.get(), POLLIN, 0}};
+  while (true) {
+    const int ready = ::poll(watched, 3, deadline.left_ms());
+    if (ready == 0) return Wake::timed_out;
+    if (ready < 0 && errno == EINTR) continue;
+    if (watched[1].revents != 0) return Wake::client_left;
+    if (watched[2].revents != 0) return Wake::stopping;
+    return Wake::ready;
+  }
+}
+
+bool Exchange::client_left() {
+  if (gone_) return true;
+  pollfd watched{connection_.fd(), POLLRDHUP, 0};
+  return ::poll(&watched, 1, 0) > 0;
+}
+
+bool Exchange::hold(std::string_view data) {
+  if (gone_) return false;
+  held_ += data;
+  return held_.size() < kHeldBytesMax || flush();
+}
+
+bool Exchange::flush() {
+  if (gone_) return false;
+  if (held_.empty()) return true;
+  gone_ = !connection_.write(held_, Deadline::after(server_.settings_.write_timeout), streaming_);
+  held_.clear();
+  return !gone_;
+}
+
+double Exchange::elapsed_ms() const { return std::chrono::duration<double, std::milli>(Clock::now() - began_).count(); }
+
+void Exchange::log() const {
+  LogLine line(status >= 500 ? LogLevel::warning : LogLevel::info, "request");
+  const auto& reader = connection_.reader;
+  line.add("id", id_).add("status", status).add("client", client()).add("method", reader.method());
+  line.add("path", std::string_view(reader.path()).substr(0, kLoggedPathBytesMax)).add("ms", elapsed_ms());
+  if (lines >= 0) line.add("lines", lines);
+  if (first_token_ms >= 0) line.add("first_token_ms", first_token_ms);
+  if (!reason.empty()) line.add("reason", reason);
+}
+
+// Has httplib route and answer a complete request. False: the connection is over.
+bool Server::answer(Connection& connection) {
+  Exchange exchange(*this, connection);
+  Exchange::Stream stream(exchange);
+  bool connection_closed = false;
+  bool answered = false;
+  try {
+    answered = process(stream, connection.address(), connection_closed);
+  } catch (const std::exception&) {
+    // Handlers' exceptions are httplib's; this one came from httplib itself, in the midst of an answer.
+    exchange.reason = "internal error";
+  }
+  const bool sent = exchange.flush();
+  if (!sent && exchange.reason.empty()) exchange.reason = "the client left";
+  exchange.log();
+  if (answered && sent && !connection_closed && !draining_) return true;
+  if (sent) connection.finish_writing();
+  return false;
+}
+
+namespace {
+
+// process_request() got the addresses as parameters in 0.18 and one more parameter since. Calls the
+// form that this httplib has.
+template <class S>
+bool call_process_request(S& server, auto call_new, auto call_old) {
+  if constexpr (requires { call_new(server); }) {
+    return call_new(server);
+  } else {
+    return call_old(server);
+  }
+}
+
+}  // namespace
+
+bool Server::process(Exchange::Stream& stream, const std::string& address, bool& connection_closed) {
+  const bool close = draining_;
+  const std::function<void(httplib::Request&)> no_setup;
+  return call_process_request(
+      *this,
+      [&](auto& server) -> decltype(server.process_request(stream, address, 0, address, 0, close, connection_closed, no_setup)) {
+        return server.process_request(stream, address, 0, address, 0, close, connection_closed, no_setup);
+      },
+      [&](auto& server) { return server.process_request(stream, close, connection_closed, no_setup); });
+}

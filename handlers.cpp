@@ -1,0 +1,166 @@
+#include "handlers.hpp"
+
+#include <algorithm>
+#include <exception>
+
+#include "chat.hpp"
+#include "log.hpp"
+#include "reply.hpp"
+#include "text.hpp"
+
+using httplib::Request;
+using httplib::Response;
+
+namespace {
+
+// One page of /getchatts/: a round trip to the database, and about 64 KB on the wire.
+constexpr size_t kPageRows = 1000;
+
+struct Route {
+  std::string_view path;  // with one trailing slash; it matches without it too
+  std::string_view allow;
+};
+
+constexpr Route kRoutes[] = {
+    {"/", "GET, HEAD, OPTIONS"},           {"/llmprompt/", "POST, OPTIONS"}, {"/getchatts/", "GET, HEAD, OPTIONS"},
+    {"/postchatt/", "POST, OPTIONS"},      {"/llmchat/", "POST, OPTIONS"},   {"/llmprep/", "POST, OPTIONS"},
+};
+
+const Route* find_route(std::string_view path) {
+  for (const Route& route : kRoutes) {
+    if (path == route.path || path == route.path.substr(0, route.path.size() - 1)) return &route;
+  }
+  return nullptr;
+}
+
+bool allows(const Route& route, std::string_view method) {
+  std::string_view rest = route.allow;
+  while (!rest.empty()) {
+    const size_t comma = std::min(rest.find(", "), rest.size());
+    if (rest.substr(0, comma) == method) return true;
+    rest.remove_prefix(std::min(comma + 2, rest.size()));
+  }
+  return false;
+}
+
+// Answers what no handler should see.
+httplib::Server::HandlerResponse pre_route(const Request& request, Response& response) {
+  using Outcome = httplib::Server::HandlerResponse;
+  const Route* route = find_route(request.path);
+  if (route == nullptr) {
+    reply_error(response, 404, "There is nothing at this path.");
+  } else if (request.method == "OPTIONS") {
+    response.status = 204;
+    response.set_header("Allow", std::string(route->allow));
+  } else if (!allows(*route, request.method)) {
+    reply_error(response, 405, "This path does not take this method.");
+    response.set_header("Allow", std::string(route->allow));
+  } else if (Exchange::current().length_missing()) {
+    reply_error(response, 411, "The request has neither a Content-Length nor chunks.");
+  } else {
+    return Outcome::Unhandled;
+  }
+  return Outcome::Handled;
+}
+
+void handle_top(const Request&, Response& response) { reply_json(response, "\"EECS Reactive chatterd\""); }
+
+void handle_postchatt(Services& services, const Request& request, Response& response) {
+  const auto chatt = parse_post_request(request.body);
+  if (!chatt.ok()) return reply_error(response, 422, chatt.error().sentence);
+  if (auto failure = services.database.post(chatt.value())) return reply_failure(response, *failure);
+  reply_json(response, "{}");
+}
+
+void handle_llmprep(Services& services, const Request& request, Response& response) {
+  const auto prep = parse_prep_request(request.body);
+  if (!prep.ok()) return reply_error(response, 422, prep.error().sentence);
+  const auto turn = services.conversations.enter(prep.value().app_id, services.config.turn_wait);
+  if (!turn) return reply_error(response, 409, "Another request for this appID is still at work.");
+  if (auto failure = services.database.replace(prep.value().app_id, prep.value().messages)) return reply_failure(response, *failure);
+  reply_json(response, "{}");
+}
+
+// /getchatts/ goes from the database to the client a page at a time, so that it takes the same memory
+// whatever the table's size, and holds no connection to the database while a slow client reads.
+class PublicChatts {
+ public:
+  PublicChatts(Database& database, Rows first_page) : database_(database), page_(std::move(first_page)) {}
+
+  // The next piece of the JSON array. False: the database failed, and the rest can't be had.
+  bool next(std::string& out) {
+    if (!begun_) out += '[';
+    for (size_t row = 0; row < page_.size(); ++row) append(out, row);
+    if (page_.size() < kPageRows) {
+      out += ']';
+      ended_ = true;
+      return true;
+    }
+    auto page = database_.public_page(end_, kPageRows);
+    if (!page.ok()) return false;
+    page_ = std::move(page.value());
+    return true;
+  }
+  bool ended() const { return ended_; }
+
+ private:
+  void append(std::string& out, size_t row) {
+    out += begun_ ? ",[" : "[";
+    begun_ = true;
+    for (const int column : {Database::kPublicName, Database::kPublicMessage, Database::kPublicId}) {
+      append_json_string(out, page_.text(row, column));
+      out += ',';
+    }
+    const bool timeless = page_.is_null(row, Database::kPublicTime);
+    end_ = {page_.integer(row, Database::kPublicTime), page_.integer(row, Database::kPublicSeq)};
+    append_json_string(out, timeless ? "" : format_timestamp(end_.time_us));
+    out += ']';
+  }
+
+  Database& database_;
+  Rows page_;
+  PageEnd end_;
+  bool begun_ = false;
+  bool ended_ = false;
+};
+
+void handle_getchatts(Services& services, const Request&, Response& response) {
+  auto first = services.database.public_page(PageEnd{}, kPageRows);
+  if (!first.ok()) return reply_failure(response, first.error());
+  auto chatts = std::make_shared<PublicChatts>(services.database, std::move(first.value()));
+  stream_response(response, "application/json", [chatts](const SendPiece& send) {
+    std::string piece;
+    while (!chatts->ended()) {
+      piece.clear();
+      if (!chatts->next(piece)) {
+        Exchange::current().reason = "the database failed in mid-answer";
+        return false;
+      }
+      if (!send(piece)) return false;
+    }
+    return true;
+  });
+}
+
+}  // namespace
+
+void register_routes(Server& server, Services& services) {
+  server.set_pre_routing_handler(pre_route);
+  server.set_exception_handler([](const Request&, Response& response, std::exception_ptr) {
+    Exchange::current().reason = "internal error";
+    reply_error(response, 500, "The server failed on this request.");
+  });
+  // httplib's own refusals have no body of their own; a stream must not be touched.
+  server.set_error_handler([](const Request&, Response& response) {
+    if (response.body.empty()) reply_error(response, response.status, "The request is malformed.");
+  });
+  const auto with = [&services](auto handler) {
+    return [&services, handler](const Request& request, Response& response) { handler(services, request, response); };
+  };
+  server.Get("/", handle_top);
+  server.Get("/getchatts/?", with(handle_getchatts));
+  server.Post("/postchatt/?", with(handle_postchatt));
+  server.Post("/llmprep/?", with(handle_llmprep));
+  server.Post("/llmchat/?", with(handle_llmchat));
+  server.Post("/llmprompt/?", with(handle_llmprompt));
+}

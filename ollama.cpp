@@ -1,0 +1,290 @@
+#include "ollama.hpp"
+
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/tcp.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+namespace {
+
+// One recv: as much as a TLS record carries on to the client.
+constexpr size_t kReceiveBytes = 16 * 1024;
+// Ollama is near; one that does not take a connection in this time is as good as away.
+constexpr auto kConnectMax = std::chrono::seconds(5);
+// Kept connections save a connect a turn; idle for longer they are closed, so that a burst leaves nothing.
+constexpr auto kIdleMax = std::chrono::seconds(5);
+// A name's addresses are asked for again after this time.
+constexpr auto kResolvedFor = std::chrono::seconds(30);
+
+Generation::Event as_event(Wake wake) {
+  switch (wake) {
+    case Wake::client_left: return Generation::Event::client_left;
+    case Wake::stopping: return Generation::Event::stopping;
+    case Wake::timed_out:
+    case Wake::ready: break;
+  }
+  return Generation::Event::timed_out;
+}
+
+socklen_t length_of(const sockaddr_storage& address) {
+  return address.ss_family == AF_INET6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
+}
+
+}  // namespace
+
+std::optional<OllamaAddress> OllamaAddress::parse(std::string_view url) {
+  constexpr std::string_view kScheme = "http://";
+  if (!url.starts_with(kScheme)) return std::nullopt;
+  url.remove_prefix(kScheme.size());
+  const size_t slash = std::min(url.find('/'), url.size());
+  std::string_view authority = url.substr(0, slash);
+  std::string_view path = url.substr(slash);
+  while (path.ends_with('/')) path.remove_suffix(1);
+  if (url.find_first_of(" \r\n\t?#@") != std::string_view::npos) return std::nullopt;
+
+  OllamaAddress address;
+  address.host_header = authority;
+  address.port = "80";
+  const size_t bracket = authority.find(']');
+  const size_t colon = authority.find(':', bracket == std::string_view::npos ? 0 : bracket);
+  if (colon != std::string_view::npos) {
+    address.port = authority.substr(colon + 1);
+    authority = authority.substr(0, colon);
+  }
+  if (authority.starts_with('[') && authority.ends_with(']')) authority = authority.substr(1, authority.size() - 2);
+  address.host = authority;
+  if (address.host.empty() || address.port.empty() || address.port.find_first_not_of("0123456789") != std::string::npos) return std::nullopt;
+  address.api_path = path;
+  if (!path.ends_with("/api")) address.api_path += "/api";
+  return address;
+}
+
+Generation::Generation(Ollama& ollama, std::string request) : ollama_(ollama), request_(std::move(request)) {}
+
+void Generation::abandon() {
+  fd_.reset();
+  step_ = Step::ended;
+  unread_ = {};
+}
+
+Generation::Event Generation::fail(Event event, std::string detail) {
+  detail_ = std::move(detail);
+  abandon();
+  return event;
+}
+
+Generation::Event Generation::read_head(Waiter& waiter, Deadline deadline) {
+  while (true) {
+    Event event = Event::unreachable;
+    switch (step_) {
+      case Step::connect: event = connect_next(); break;
+      case Step::connecting: event = finish_connecting(waiter, deadline); break;
+      case Step::send: event = send_request(waiter, deadline); break;
+      case Step::receive_head: event = receive_head(waiter, deadline); break;
+      case Step::body: return Event::head;
+      case Step::ended: return Event::unreachable;
+    }
+    if (event != Event::head) return event;  // head here means: on to the next step
+  }
+}
+
+// Takes an idle connection, or begins to connect to the next of Ollama's addresses.
+Generation::Event Generation::connect_next() {
+  if (!connect_deadline_) {
+    if (UniqueFd idle = ollama_.take_idle()) {
+      fd_ = std::move(idle);
+      reused_ = true;
+      step_ = Step::send;
+      return Event::head;
+    }
+    Ollama::Addresses resolved = ollama_.resolve();
+    if (resolved.list.empty()) return fail(Event::unreachable, resolved.error);
+    addresses_ = std::move(resolved.list);
+    connect_deadline_ = Deadline::after(kConnectMax);
+  }
+  if (addresses_.empty()) return fail(Event::unreachable, detail_);
+  const sockaddr_storage address = addresses_.front();
+  addresses_.erase(addresses_.begin());
+  fd_.reset(::socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!fd_) return fail(Event::unreachable, errno_text(errno));
+  const int on = 1;
+  ::setsockopt(fd_.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  if (::connect(fd_.get(), reinterpret_cast<const sockaddr*>(&address), length_of(address)) == 0) {
+    step_ = Step::send;
+  } else if (errno == EINPROGRESS) {
+    step_ = Step::connecting;
+  } else {
+    detail_ = errno_text(errno);  // and on to the next address
+  }
+  return Event::head;
+}
+
+Generation::Event Generation::finish_connecting(Waiter& waiter, Deadline deadline) {
+  const Wake wake = waiter.wait(fd_.get(), POLLOUT, Deadline::earlier(deadline, *connect_deadline_));
+  if (wake == Wake::timed_out && !connect_deadline_->passed()) return Event::timed_out;
+  if (wake == Wake::timed_out) return fail(Event::unreachable, "no connection in time");
+  if (wake != Wake::ready) return as_event(wake);
+  int error = 0;
+  socklen_t length = sizeof error;
+  ::getsockopt(fd_.get(), SOL_SOCKET, SO_ERROR, &error, &length);
+  if (error != 0) detail_ = errno_text(error);
+  step_ = error == 0 ? Step::send : Step::connect;
+  return Event::head;
+}
+
+Generation::Event Generation::send_request(Waiter& waiter, Deadline deadline) {
+  while (sent_ < request_.size()) {
+    const ssize_t sent = ::send(fd_.get(), request_.data() + sent_, request_.size() - sent_, MSG_NOSIGNAL);
+    if (sent > 0) {
+      sent_ += static_cast<size_t>(sent);
+    } else if (errno == EAGAIN) {
+      // Ollama may answer, with an error say, before it has read everything.
+      const Wake wake = waiter.wait(fd_.get(), POLLOUT, deadline);
+      if (wake != Wake::ready) return as_event(wake);
+    } else if (errno != EINTR) {
+      if (try_again()) return Event::head;
+      break;  // its answer may be there all the same
+    }
+  }
+  step_ = Step::receive_head;
+  return Event::head;
+}
+
+Generation::Event Generation::receive_head(Waiter& waiter, Deadline deadline) {
+  const Wake wake = waiter.wait(fd_.get(), POLLIN, deadline);
+  if (wake != Wake::ready) return as_event(wake);
+  const ssize_t received = receive();
+  if (received < 0 && (errno == EAGAIN || errno == EINTR)) return Event::head;
+  if (received <= 0) {
+    if (!head_.began() && try_again()) return Event::head;
+    return fail(Event::broken, received < 0 ? errno_text(errno) : "the connection was closed before an answer");
+  }
+  switch (head_.feed({buffer_.get(), static_cast<size_t>(received)})) {
+    case http1::ResponseHeadReader::State::more: return Event::head;
+    case http1::ResponseHeadReader::State::malformed: return fail(Event::broken, "the answer is not HTTP/1.1");
+    case http1::ResponseHeadReader::State::complete: break;
+  }
+  body_ = head_.body();
+  unread_ = head_.rest();
+  all_sent_ = sent_ == request_.size();
+  request_ = std::string();  // a long history need not stay in memory while the answer streams
+  step_ = Step::body;
+  return Event::head;
+}
+
+// A kept connection may turn out to have been closed by Ollama: once more, on a new one.
+bool Generation::try_again() {
+  if (!std::exchange(reused_, false)) return false;
+  fd_.reset();
+  sent_ = 0;
+  step_ = Step::connect;
+  // Another kept one may be as dead: from here on only new connections.
+  connect_deadline_ = Deadline::after(kConnectMax);
+  Ollama::Addresses resolved = ollama_.resolve();
+  addresses_ = std::move(resolved.list);
+  return true;
+}
+
+ssize_t Generation::receive() {
+  if (!buffer_) buffer_.reset(new char[kReceiveBytes]);
+  return ::recv(fd_.get(), buffer_.get(), kReceiveBytes, 0);
+}
+
+Generation::Event Generation::read_body(Waiter& waiter, Deadline deadline, std::string_view& bytes) {
+  bytes = {};
+  while (step_ == Step::body) {
+    // Also asked with nothing unread: an empty body is over at once.
+    const auto status = body_.next(unread_, bytes);
+    if (status == http1::BodyDecoder::Status::malformed) return fail(Event::broken, "the answer's chunks are malformed");
+    if (status == http1::BodyDecoder::Status::done) finish();
+    if (!bytes.empty()) return Event::bytes;
+    if (step_ != Step::body) break;
+    if (!unread_.empty()) continue;
+    const Wake wake = waiter.wait(fd_.get(), POLLIN, deadline);
+    if (wake != Wake::ready) return as_event(wake);
+    const ssize_t received = receive();
+    if (received > 0) {
+      unread_ = {buffer_.get(), static_cast<size_t>(received)};
+    } else if (received == 0 && body_.ends_at_close()) {
+      abandon();
+    } else if (received == 0 || (errno != EAGAIN && errno != EINTR)) {
+      return fail(Event::broken, received == 0 ? "the connection was closed in mid-answer" : errno_text(errno));
+    }
+  }
+  return Event::end;
+}
+
+// The body is over: the connection serves another request, unless something is odd about it.
+void Generation::finish() {
+  if (head_.keeps_alive() && unread_.empty() && all_sent_) ollama_.keep(std::move(fd_));
+  fd_.reset();
+  step_ = Step::ended;
+}
+
+std::unique_ptr<Generation> Ollama::start(std::string_view method, std::string_view path, std::string_view body) {
+  std::string request;
+  request.reserve(body.size() + 256);
+  request.append(method).append(" ").append(address_.api_path).append(path).append(" HTTP/1.1\r\nHost: ").append(address_.host_header);
+  request.append("\r\nUser-Agent: chatterd\r\n");
+  if (method == "POST") {
+    request.append("Content-Type: application/json\r\nContent-Length: ").append(std::to_string(body.size())).append("\r\n");
+  }
+  request.append("\r\n").append(body);
+  return std::unique_ptr<Generation>(new Generation(*this, std::move(request)));
+}
+
+UniqueFd Ollama::take_idle() {
+  const std::lock_guard lock(mutex_);
+  while (!idle_.empty()) {
+    UniqueFd fd = std::move(idle_.back().fd);
+    idle_.pop_back();
+    // An idle connection has nothing to say: if it has, that is its end.
+    pollfd watched{fd.get(), POLLIN, 0};
+    if (::poll(&watched, 1, 0) == 0) return fd;
+  }
+  return UniqueFd();
+}
+
+void Ollama::keep(UniqueFd fd) {
+  const std::lock_guard lock(mutex_);
+  idle_.push_back({std::move(fd), Clock::now()});
+}
+
+void Ollama::close_idle() {
+  std::vector<Idle> closing;  // closed after the lock is gone
+  const std::lock_guard lock(mutex_);
+  const auto limit = Clock::now() - kIdleMax;
+  auto first_kept = idle_.begin();
+  while (first_kept != idle_.end() && first_kept->since < limit) closing.push_back(std::move(*first_kept++));
+  idle_.erase(idle_.begin(), first_kept);
+}
+
+Ollama::Addresses Ollama::resolve() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!resolved_.empty() && Clock::now() - resolved_at_ < kResolvedFor) return {resolved_, ""};
+  }
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  if (const int error = ::getaddrinfo(address_.host.c_str(), address_.port.c_str(), &hints, &found); error != 0) {
+    return {{}, ::gai_strerror(error)};
+  }
+  Addresses addresses;
+  for (const addrinfo* entry = found; entry != nullptr; entry = entry->ai_next) {
+    if (entry->ai_family != AF_INET && entry->ai_family != AF_INET6) continue;
+    sockaddr_storage address{};
+    std::memcpy(&address, entry->ai_addr, entry->ai_addrlen);
+    addresses.list.push_back(address);
+  }
+  ::freeaddrinfo(found);
+  if (addresses.list.empty()) addresses.error = "the name has no address";
+  const std::lock_guard lock(mutex_);
+  resolved_ = addresses.list;
+  resolved_at_ = Clock::now();
+  return addresses;
+}

@@ -1,0 +1,160 @@
+#include "relay.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "sse.hpp"
+
+namespace {
+
+// An error answer is a sentence; of anything longer, such as a proxy's page, this much is enough.
+constexpr size_t kErrorBytesMax = 64 * 1024;
+constexpr auto kErrorReadMax = std::chrono::seconds(5);
+
+Ending ending_of(Generation::Event event) {
+  switch (event) {
+    case Generation::Event::end: return Ending::complete;
+    case Generation::Event::client_left: return Ending::client_left;
+    case Generation::Event::stopping: return Ending::stopping;
+    case Generation::Event::timed_out: return Ending::silent;
+    case Generation::Event::head:
+    case Generation::Event::bytes:
+    case Generation::Event::unreachable:
+    case Generation::Event::broken: break;
+  }
+  return Ending::broken;
+}
+
+}  // namespace
+
+std::string describe(Ending ending) {
+  switch (ending) {
+    case Ending::complete:
+    case Ending::client_left: return "";
+    case Ending::broken: return "Ollama ended the answer before it was complete.";
+    case Ending::silent: return "Ollama has not answered for too long.";
+    case Ending::too_long: return "The answer took longer than is allowed.";
+    case Ending::too_large: return "The answer is larger than is allowed.";
+    case Ending::stopping: return "The server is being stopped.";
+  }
+  return "";
+}
+
+bool SseFraming::take(std::string_view bytes, std::string& out) {
+  return lines_.feed(bytes, [&](std::string_view line) { frame(line, out); });
+}
+
+void SseFraming::frame(std::string_view line, std::string& out) {
+  ++line_count_;
+  const OllamaLine parsed = parse_ollama_line(line);
+  error_last_ = parsed.error.has_value();
+  if (!parsed.is_object) {
+    append_sse_error(out, "Ollama sent a line that is not a JSON object.");
+  } else if (parsed.error) {
+    append_sse_error(out, *parsed.error);
+  } else {
+    append_sse_data(out, line);
+    reply_.append(parsed.content);
+    done_ = done_ || parsed.done;
+  }
+}
+
+bool SseFraming::close(const std::string& problem, std::string& out) {
+  lines_.finish([&](std::string_view line) {
+    // Of a line that was cut off nothing can be made; that the answer broke off is said below.
+    if (problem.empty() || parse_ollama_line(line).is_object) frame(line, out);
+  });
+  if (done_ || (problem.empty() && error_last_)) return true;
+  append_sse_error(out, problem.empty() ? describe(Ending::broken) : problem);
+  return true;
+}
+
+std::string_view SseFraming::ping() const { return kSsePing; }
+
+bool RawFraming::take(std::string_view bytes, std::string& out) {
+  line_count_ += std::count(bytes.begin(), bytes.end(), '\n');
+  out += bytes;
+  at_line_start_ = bytes.ends_with('\n');
+  return true;
+}
+
+bool RawFraming::close(const std::string& problem, std::string& out) {
+  if (problem.empty()) return true;
+  if (!ndjson_ || !at_line_start_) return false;
+  out += "{\"error\":";
+  append_json_string(out, problem);
+  out += "}\n";
+  return true;
+}
+
+Ending Relay::run(Generation& generation, Framing& framing, std::string& problem) {
+  const Deadline whole = Deadline::after(config_.reply_seconds);
+  auto heard_at = Clock::now();
+  size_t received_bytes = 0;
+  bool has_head = generation.has_head();
+  std::string out;
+  while (true) {
+    const Deadline silence = Deadline::at_time(heard_at + config_.ollama_timeout);
+    const Deadline wait_until = Deadline::earlier(Deadline::earlier(whole, silence), next_ping(framing));
+    std::string_view bytes;
+    const auto event = has_head ? generation.read_body(waiter_, wait_until, bytes) : generation.read_head(waiter_, wait_until);
+    if (event == Generation::Event::timed_out) {
+      if (whole.passed()) return Ending::too_long;
+      if (silence.passed()) return Ending::silent;
+      if (!ping_if_due(framing)) return Ending::client_left;
+      continue;
+    }
+    heard_at = Clock::now();
+    if (event == Generation::Event::head) {
+      has_head = true;
+      if (generation.status() < 400) continue;
+      problem = error_text(generation.status(), read_error(generation, waiter_));
+      return Ending::broken;
+    }
+    if (event != Generation::Event::bytes) return ending_of(event);
+    received_bytes += bytes.size();
+    out.clear();
+    const bool fits = framing.take(bytes, out) && received_bytes <= config_.max_reply;
+    if (!out.empty() && !send(out)) return Ending::client_left;
+    if (!fits) return Ending::too_large;
+    // A stream that never pauses must not outlive its limit either.
+    if (heard_at >= whole.at()) return Ending::too_long;
+  }
+}
+
+Wake Relay::idle(milliseconds pause, const Framing& framing) {
+  const Wake wake = waiter_.wait(-1, 0, Deadline::after(pause));
+  if (wake == Wake::timed_out && !ping_if_due(framing)) return Wake::client_left;
+  return wake;
+}
+
+bool Relay::send(std::string_view bytes) {
+  if (on_first_bytes_) std::exchange(on_first_bytes_, nullptr)();
+  if (!send_(bytes)) return false;
+  last_sent_ = Clock::now();
+  return true;
+}
+
+Deadline Relay::next_ping(const Framing& framing) const {
+  return framing.ping().empty() ? Deadline::never() : Deadline::at_time(last_sent_ + config_.ping_interval);
+}
+
+bool Relay::ping_if_due(const Framing& framing) {
+  if (!next_ping(framing).passed()) return true;
+  last_sent_ = Clock::now();
+  return send_(framing.ping());
+}
+
+std::string error_text(int status, std::string_view body) {
+  const OllamaLine parsed = parse_ollama_line(body);
+  if (parsed.error && !parsed.error->empty()) return *parsed.error;
+  return "Ollama answered with status " + std::to_string(status) + ".";
+}
+
+std::string read_error(Generation& generation, Waiter& waiter) {
+  std::string body;
+  std::string_view bytes;
+  const Deadline deadline = Deadline::after(kErrorReadMax);
+  while (body.size() < kErrorBytesMax && generation.read_body(waiter, deadline, bytes) == Generation::Event::bytes) body.append(bytes);
+  return body;
+}

@@ -1,0 +1,143 @@
+// The HTTPS server: accepts clients, reads their requests under limits, and lets cpp-httplib route and
+// answer each on a thread of the pool.
+//
+// cpp-httplib alone gives a thread to every connection, idle or not, and its timeouts are per read. So
+// the way in is chatterd's own: connections that wait for their client stand at the door, which is one
+// thread and an epoll, and a worker takes one over only when bytes have come. When a whole request is
+// there, httplib's process_request() does the rest on that worker through a stream of ours.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <thread>
+
+#include <httplib.h>
+
+#include "connection.hpp"
+#include "net.hpp"
+#include "tls.hpp"
+#include "workers.hpp"
+
+class Server;
+
+/// One request being served: what its handler may know of the client and tell the log. Used only by
+/// the thread that serves the request, from which Exchange::current() finds it.
+class Exchange : public Waiter {
+ public:
+  static Exchange& current();
+
+  /// Waits on `fd`, the client and the server's stop at once.
+  Wake wait(int fd, short events, Deadline deadline) override;
+  /// Whether the client has ended its connection, or its side of it.
+  bool client_left();
+  /// From here on a client that ends its side is not waiting for an answer any more.
+  void begin_stream() { streaming_ = true; }
+  /// Sends what httplib has written so far; until then it is held back, so that what belongs together
+  /// becomes one TLS record and one packet. False: the client is gone.
+  bool flush();
+
+  const std::string& id() const { return id_; }
+  const std::string& client() const { return connection_.address(); }
+  /// A POST that had neither a length nor chunks.
+  bool length_missing() const { return connection_.reader.length_missing(); }
+  /// HTTP/1.0 knows no chunks: a stream to it ends with the connection.
+  bool version_1_0() const { return connection_.reader.version_1_0(); }
+
+  // For the log line, set as they become known:
+  int status = 0;
+  std::string reason;            ///< why the request failed; no text of a message
+  long lines = -1;               ///< of a stream; -1: not one
+  double first_token_ms = -1;    ///< from the request's arrival
+  /// Milliseconds since the request had arrived.
+  double elapsed_ms() const;
+
+ private:
+  friend class Server;
+  class Stream;
+  Exchange(Server& server, Connection& connection);
+  ~Exchange() override;
+  bool hold(std::string_view data);
+  void log() const;
+
+  Server& server_;
+  Connection& connection_;
+  const std::string id_;
+  const Clock::time_point began_ = Clock::now();
+  std::string held_;
+  bool streaming_ = false;
+  bool gone_ = false;
+};
+
+class Server : public httplib::Server {
+ public:
+  struct Settings {
+    std::string host;  ///< empty: all addresses
+    size_t port;
+    size_t body_bytes_max;
+    size_t connections_max;
+    size_t threads_max;
+    milliseconds header_timeout, body_timeout, idle_timeout, write_timeout;
+  };
+
+  /// `tls` is null for plain HTTP. Register handlers before start().
+  Server(Settings settings, SslContext tls);
+  ~Server() override;
+
+  /// Takes the port. Returns what is wrong, as a sentence, or nothing.
+  std::optional<std::string> bind();
+  /// The address it serves, such as https://[::]:443. After bind().
+  std::string url() const;
+  /// Begins to accept clients and returns.
+  void start();
+  /// Accepts no more, lets requests go on for `drain`, then orders streams to end, and returns when all
+  /// have, or false after some more seconds. Any thread, once.
+  bool stop(milliseconds drain);
+
+ private:
+  friend class Exchange;
+  using Held = std::unique_ptr<Connection>;
+
+  // The door, on its own thread:
+  void keep_door();
+  void accept_clients();
+  void admit(UniqueFd socket, std::string address);
+  void wake_up(Connection* connection);
+  int handle_deadlines();
+  bool evict_idle();
+  void pause_accepting(int error);
+
+  // Serving, on a worker:
+  void serve(Held connection);
+  bool advance(Held& connection);
+  bool answer(Connection& connection);
+  void refuse(Held connection);
+  void linger(Held connection);
+  void park(Held connection, std::uint32_t events);
+  bool process(Exchange::Stream& stream, const std::string& address, bool& connection_closed);
+
+  std::optional<std::string> bind_to(int family, const char* address);
+
+  const Settings settings_;
+  const SslContext tls_;
+  UniqueFd listener_;
+  UniqueFd epoll_;
+  UniqueFd door_event_;  // eventfd: ends the door
+  UniqueFd stop_event_;  // eventfd: readable once streams have to end
+  Clock::time_point accept_again_at_{};
+  std::atomic<bool> draining_{false};
+  std::atomic<size_t> connections_{0};
+
+  std::mutex mutex_;
+  std::condition_variable served_;
+  // Guarded by mutex_:
+  Connection::Waiting waiting_;  // the connections at the door, by deadline
+  size_t serving_ = 0;           // those that a worker has
+
+  std::unique_ptr<Workers> workers_;
+  std::thread door_;
+};

@@ -1,0 +1,82 @@
+#include "workers.hpp"
+
+#include <algorithm>
+#include <system_error>
+
+#include "log.hpp"
+
+namespace {
+
+// Long enough to carry a busy server over a lull, short enough that a burst leaves nothing behind.
+constexpr auto kIdleMax = std::chrono::seconds(5);
+
+}  // namespace
+
+Workers::Workers(size_t threads_max, std::function<void(Job)> serve) : threads_max_(threads_max), serve_(std::move(serve)) {}
+
+Workers::~Workers() {
+  std::unique_lock lock(mutex_);
+  stopping_ = true;
+  queue_.clear();
+  for (Sleeper* sleeper : sleepers_) sleeper->wake.notify_one();
+  ended_.wait(lock, [this] { return threads_.empty(); });
+  lock.unlock();
+  for (std::thread& thread : finished_) thread.join();
+}
+
+void Workers::submit(Job job) {
+  std::list<std::thread> finished;
+  {
+    const std::lock_guard lock(mutex_);
+    finished.swap(finished_);
+    if (!sleepers_.empty()) {
+      Sleeper* sleeper = sleepers_.back();
+      sleepers_.pop_back();
+      sleeper->job = std::move(job);
+      sleeper->wake.notify_one();
+    } else if (threads_.size() >= threads_max_ || !start_thread(job)) {
+      if (!threads_.empty()) queue_.push_back(std::move(job));
+    }
+  }
+  for (std::thread& thread : finished) thread.join();
+}
+
+bool Workers::start_thread(Job& job) {
+  const auto self = threads_.emplace(threads_.end());
+  try {
+    // *self is set before the new thread can end, which takes the lock that the caller holds.
+    *self = std::thread([this, self, raw = job.get()] { run(self, Job(raw)); });
+    static_cast<void>(job.release());
+    return true;
+  } catch (const std::system_error& error) {
+    threads_.erase(self);
+    LogLine(LogLevel::warning, "no_new_thread").add("reason", errno_text(error.code().value())).add("threads", threads_.size());
+    return false;
+  }
+}
+
+void Workers::run(std::list<std::thread>::iterator self, Job job) {
+  while (job) {
+    serve_(std::move(job));
+    job = next_job();
+  }
+  const std::lock_guard lock(mutex_);
+  finished_.splice(finished_.end(), threads_, self);
+  ended_.notify_all();
+}
+
+// The next job for this thread; null when there has been none for a while.
+Workers::Job Workers::next_job() {
+  std::unique_lock lock(mutex_);
+  if (!queue_.empty()) {
+    Job job = std::move(queue_.front());
+    queue_.pop_front();
+    return job;
+  }
+  if (stopping_) return nullptr;
+  Sleeper self;
+  sleepers_.push_back(&self);
+  self.wake.wait_for(lock, kIdleMax, [&] { return self.job != nullptr || stopping_; });
+  if (!self.job) std::erase(sleepers_, &self);
+  return std::move(self.job);
+}

@@ -1,0 +1,53 @@
+// The pool of threads that serve requests, one request a thread.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "connection.hpp"
+
+/// Starts with no thread and grows to `threads_max` as work comes in; a thread without work for a
+/// while ends. The last thread that became idle is woken first: its stack and caches are warm, and the
+/// others may end.
+class Workers {
+ public:
+  using Job = std::unique_ptr<Connection>;
+
+  /// `serve` is called on the pool's threads and must not throw.
+  Workers(size_t threads_max, std::function<void(Job)> serve);
+  /// Waits for all threads to end; jobs that none has begun are dropped.
+  ~Workers();
+  Workers(const Workers&) = delete;
+  Workers& operator=(const Workers&) = delete;
+
+  /// Any thread. With all threads at work the job waits its turn. When not even one thread can be
+  /// started the job is dropped, and its connection closed.
+  void submit(Job job);
+
+ private:
+  struct Sleeper {
+    std::condition_variable wake;
+    Job job;
+  };
+
+  void run(std::list<std::thread>::iterator self, Job job);
+  bool start_thread(Job& job);
+  Job next_job();
+
+  const size_t threads_max_;
+  const std::function<void(Job)> serve_;
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  // Guarded by mutex_:
+  std::list<std::thread> threads_;
+  std::list<std::thread> finished_;  // ended or about to, not yet joined
+  std::vector<Sleeper*> sleepers_;   // the last to fall asleep is at the back
+  std::deque<Job> queue_;
+  bool stopping_ = false;
+};

@@ -51,6 +51,8 @@ template <class... Fs>
 struct Overloaded : Fs... {
   using Fs::operator()...;
 };
+template <class... Fs>
+Overloaded(Fs...) -> Overloaded<Fs...>;  // clang 14 does not find it by itself
 
 std::string seconds_text(Config::Seconds time) {
   std::string text = std::to_string(time.count() / 1000);

@@ -16,8 +16,8 @@ constexpr size_t kLoggedPathBytesMax = 200;
 
 }  // namespace
 
-/// The request as httplib reads it, and the way back. Members that only some versions of httplib
-/// declare (0.11 to 0.41) are here without `override`, so that it compiles with each.
+/// The request as httplib reads it, and the way back. Versions of httplib (0.11 to 0.41)
+/// declare different ones of these members, so none says `override`.
 class Exchange::Stream : public httplib::Stream {
  public:
   explicit Stream(Exchange& exchange)
@@ -29,20 +29,20 @@ class Exchange::Stream : public httplib::Stream {
   bool wait_writable() const { return !exchange_.gone_; }
   bool is_peer_alive() const { return !exchange_.gone_; }
   time_t duration() const { return 0; }
-  socket_t socket() const override { return exchange_.connection_.fd(); }
+  socket_t socket() const { return exchange_.connection_.fd(); }
 
-  ssize_t read(char* out, size_t size) override {
+  ssize_t read(char* out, size_t size) {
     std::string_view& from = head_.empty() ? body_ : head_;
     const size_t count = from.copy(out, size);
     from.remove_prefix(count);
     return static_cast<ssize_t>(count);
   }
-  ssize_t write(const char* data, size_t size) override { return exchange_.hold({data, size}) ? static_cast<ssize_t>(size) : -1; }
-  void get_remote_ip_and_port(std::string& ip, int& port) const override {
+  ssize_t write(const char* data, size_t size) { return exchange_.hold({data, size}) ? static_cast<ssize_t>(size) : -1; }
+  void get_remote_ip_and_port(std::string& ip, int& port) const {
     ip = exchange_.client();
     port = 0;
   }
-  void get_local_ip_and_port(std::string& ip, int& port) const override {
+  void get_local_ip_and_port(std::string& ip, int& port) const {
     ip.clear();
     port = 0;
   }

@@ -1,7 +1,6 @@
 #include "chat.hpp"
 
 #include <algorithm>
-#include <thread>
 
 #include "log.hpp"
 #include "relay.hpp"
@@ -74,7 +73,7 @@ class ChatTurn {
     SseFraming framing(services_.config.max_line, services_.config.keep_whitespace);
     keep_count(relay, exchange);
     // Headers wait for the first line, unless there is none yet.
-    if (!generation_->has_bytes() && !send("")) return false;
+    if (!generation_->has_unread() && !send("")) return false;
 
     std::string problem;
     const Ending ending = relay.run(*generation_, framing, problem);
@@ -99,10 +98,9 @@ class ChatTurn {
     const Deadline give_up = Deadline::after(services_.config.store_retry);
     std::optional<DbFailure> failure = services_.database.store_reply(reply_);
     while (failure && failure->fault == DbFault::unavailable && !give_up.passed()) {
-      const Wake wake = listening ? relay.idle(kStorePause, framing) : Wake::timed_out;
+      const Wake wake = listening ? relay.idle(kStorePause, framing) : Exchange::current().wait_without_client(Deadline::after(kStorePause));
       if (wake == Wake::client_left) listening = false;
       if (wake == Wake::stopping) break;
-      if (!listening) std::this_thread::sleep_for(kStorePause);
       failure = services_.database.store_reply(reply_);
     }
     if (!failure) return true;
@@ -129,7 +127,7 @@ void handle_llmchat(Services& services, const Request& request, Response& respon
   if (!slot) return reply_error(response, 503, "Too many answers are being streamed now: try again later.");
   const std::string& app_id = chat.value().app_id;
   auto turn = services.conversations.enter(app_id, services.config.turn_wait);
-  if (!turn) return reply_error(response, 409, "Another request for this appID is still at work.");
+  if (!turn) return reply_no_turn(services, response);
 
   Exchange& exchange = Exchange::current();
   exchange.begin_stream();
@@ -168,14 +166,14 @@ void handle_llmprompt(Services& services, const Request& request, Response& resp
     std::unique_ptr<Generation> generation;
   };
   const int status = generation->status();
-  const std::string content_type = generation->content_type();
+  const std::string content_type = generation->content_type().empty() ? "application/octet-stream" : generation->content_type();
   const auto answer = std::make_shared<Answer>(Answer{std::move(*slot), std::move(generation)});
   stream_response(response, content_type, [&services, answer, content_type](const SendPiece& send) {
     Exchange& current = Exchange::current();
     Relay relay(services.config, current, send);
     RawFraming framing(content_type.starts_with("application/x-ndjson"));
     keep_count(relay, current);
-    if (!answer->generation->has_bytes() && !send("")) return false;
+    if (!answer->generation->has_unread() && !send("")) return false;
     std::string problem;
     const Ending ending = relay.run(*answer->generation, framing, problem);
     current.lines = framing.lines();

@@ -139,24 +139,26 @@ int refuse_configuration(const std::string& line) {
 }
 
 // Serves until a signal; a second one ends at once, whatever is under way.
-int serve(Server& server, Database& database, Ollama& ollama, SchemaKeeper& schema, milliseconds drain, const sigset_t& signals) {
+int serve(Server& server, Services& services, SchemaKeeper& schema, const sigset_t& signals) {
   server.start();
   std::cerr << "listening on " + server.url() + "\n" << std::flush;
   while (!wait_for_signal(signals)) {
-    database.close_idle();
-    ollama.close_idle();
+    services.database.close_idle();
+    services.ollama.close_idle();
     if (schema.failed()) return kExitFailure;
   }
   LogLine(LogLevel::info, "stopping");
-  std::atomic<bool> stopped{false};
+  services.conversations.close();
+  std::atomic<bool> all_ended{false};
   std::thread stopper([&] {
-    if (!server.stop(drain)) LogLine(LogLevel::error, "requests_cut_off");
-    stopped = true;
+    all_ended = server.stop(services.config.drain);
+    if (!all_ended) LogLine(LogLevel::error, "requests_cut_off");
     kill(getpid(), SIGTERM);  // wakes the wait below
   });
   while (!wait_for_signal(signals)) {
   }
-  if (!stopped) _exit(kExitOk);
+  // Threads may still be at work: no time for destructors, which would wait for them.
+  if (!all_ended) _exit(kExitOk);
   stopper.join();
   LogLine(LogLevel::info, "stopped");
   return kExitOk;
@@ -185,7 +187,7 @@ int run(const Config& config) {
   SchemaKeeper schema(database);
   if (!schema.begin()) return kExitFailure;
   look_for_ollama(ollama, config.ollama);
-  return serve(server, database, ollama, schema, config.drain, signals);
+  return serve(server, services, schema, signals);
 }
 
 }  // namespace

@@ -71,6 +71,11 @@ Wake Exchange::wait(int fd, short events, Deadline deadline) {
   }
 }
 
+Wake Exchange::wait_without_client(Deadline deadline) {
+  pollfd watched{server_.stop_event_.get(), POLLIN, 0};
+  return ::poll(&watched, 1, deadline.left_ms()) > 0 ? Wake::stopping : Wake::timed_out;
+}
+
 bool Exchange::client_left() {
   if (gone_) return true;
   pollfd watched{connection_.fd(), POLLRDHUP, 0};

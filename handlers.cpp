@@ -76,7 +76,7 @@ void handle_llmprep(Services& services, const Request& request, Response& respon
   const auto prep = parse_prep_request(request.body);
   if (!prep.ok()) return reply_error(response, 422, prep.error().sentence);
   const auto turn = services.conversations.enter(prep.value().app_id, services.config.turn_wait);
-  if (!turn) return reply_error(response, 409, "Another request for this appID is still at work.");
+  if (!turn) return reply_no_turn(services, response);
   if (auto failure = services.database.replace(prep.value().app_id, prep.value().messages)) return reply_failure(response, *failure);
   reply_json(response, "{}");
 }
@@ -143,6 +143,11 @@ void handle_getchatts(Services& services, const Request&, Response& response) {
 }
 
 }  // namespace
+
+void reply_no_turn(Services& services, Response& response) {
+  if (services.conversations.closed()) return reply_error(response, 503, "The server is being stopped.");
+  reply_error(response, 409, "Another request for this appID is still at work.");
+}
 
 void register_routes(Server& server, Services& services) {
   server.set_pre_routing_handler(pre_route);

@@ -22,5 +22,8 @@ struct Services {
   Conversations conversations;
 };
 
+/// Answers a request that did not get its turn in a conversation: 409, or 503 when chatterd is stopping.
+void reply_no_turn(Services& services, httplib::Response& response);
+
 /// Registers all of the contract's routes, and the answers to everything that is none of them.
 void register_routes(Server& server, Services& services);

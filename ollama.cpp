@@ -197,13 +197,9 @@ ssize_t Generation::receive() {
 Generation::Event Generation::read_body(Waiter& waiter, Deadline deadline, std::string_view& bytes) {
   bytes = {};
   while (step_ == Step::body) {
-    // Also asked with nothing unread: an empty body is over at once.
-    const auto status = body_.next(unread_, bytes);
-    if (status == http1::BodyDecoder::Status::malformed) return fail(Event::broken, "the answer's chunks are malformed");
-    if (status == http1::BodyDecoder::Status::done) finish();
-    if (!bytes.empty()) return Event::bytes;
+    if (read_at_hand(bytes)) return Event::bytes;
+    if (malformed_) return fail(Event::broken, "the answer's chunks are malformed");
     if (step_ != Step::body) break;
-    if (!unread_.empty()) continue;
     const Wake wake = waiter.wait(fd_.get(), POLLIN, deadline);
     if (wake != Wake::ready) return as_event(wake);
     const ssize_t received = receive();
@@ -216,6 +212,19 @@ Generation::Event Generation::read_body(Waiter& waiter, Deadline deadline, std::
     }
   }
   return Event::end;
+}
+
+bool Generation::read_at_hand(std::string_view& bytes) {
+  bytes = {};
+  while (step_ == Step::body && !malformed_) {
+    // Also asked with nothing unread: an empty body is over at once.
+    const auto status = body_.next(unread_, bytes);
+    malformed_ = status == http1::BodyDecoder::Status::malformed;
+    if (status == http1::BodyDecoder::Status::done) finish();
+    if (!bytes.empty()) return true;
+    if (unread_.empty()) break;
+  }
+  return false;
 }
 
 // The body is over: the connection serves another request, unless something is odd about it.

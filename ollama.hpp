@@ -60,8 +60,10 @@ class Generation {
   /// After the head: the next bytes of the body, valid until the next call. `bytes` is empty for
   /// every event but Event::bytes.
   Event read_body(Waiter& waiter, Deadline deadline, std::string_view& bytes);
-  /// Whether bytes of the body are at hand, so that read_body() won't wait.
-  bool has_bytes() const { return !unread_.empty(); }
+  /// The next bytes of the body if they are at hand; never waits. False: there are none, for now.
+  bool read_at_hand(std::string_view& bytes);
+  /// Whether something has arrived that was not read yet.
+  bool has_unread() const { return !unread_.empty(); }
 
   /// Closes the connection to Ollama now.
   void abandon();
@@ -95,6 +97,7 @@ class Generation {
   http1::BodyDecoder body_ = http1::BodyDecoder::none();
   std::unique_ptr<char[]> buffer_;
   std::string_view unread_;  // of buffer_ or head_.rest()
+  bool malformed_ = false;
   std::string detail_;
 };
 

@@ -112,9 +112,13 @@ Ending Relay::run(Generation& generation, Framing& framing, std::string& problem
       return Ending::broken;
     }
     if (event != Generation::Event::bytes) return ending_of(event);
-    received_bytes += bytes.size();
+    // What arrived together goes out together: one chunk, one TLS record, one system call.
     out.clear();
-    const bool fits = framing.take(bytes, out) && received_bytes <= config_.max_reply;
+    bool fits = true;
+    do {
+      received_bytes += bytes.size();
+      fits = framing.take(bytes, out) && received_bytes <= config_.max_reply;
+    } while (fits && generation.read_at_hand(bytes));
     if (!out.empty() && !send(out)) return Ending::client_left;
     if (!fits) return Ending::too_large;
     // A stream that never pauses must not outlive its limit either.

@@ -33,6 +33,8 @@ class Exchange : public Waiter {
 
   /// Waits on `fd`, the client and the server's stop at once.
   Wake wait(int fd, short events, Deadline deadline) override;
+  /// For work that goes on after the client has left: waits for the server's stop alone.
+  Wake wait_without_client(Deadline deadline);
   /// Whether the client has ended its connection, or its side of it.
   bool client_left();
   /// From here on a client that ends its side is not waiting for an answer any more.

@@ -60,8 +60,11 @@ class Conversations {
     std::string app_id_;
   };
 
-  /// Waits for the turns before it. Nothing: not within the time.
+  /// Waits for the turns before it. Nothing: not within the time, or no turns begin any more.
   std::optional<Turn> enter(const std::string& app_id, milliseconds wait);
+  /// From here on no turn begins; those that wait for one are sent away at once.
+  void close();
+  bool closed();
 
  private:
   struct Waiting {
@@ -74,4 +77,5 @@ class Conversations {
   std::mutex mutex_;
   /// Guarded by mutex_: the conversations at work, each with those that wait for it.
   std::unordered_map<std::string, std::deque<Waiting*>> at_work_;
+  bool closed_ = false;  ///< likewise
 };

@@ -95,20 +95,40 @@ class ChatTurn {
   bool store(Relay& relay, const SseFraming& framing, bool listening, const SendPiece& send) {
     reply_.text = framing.reply();
     if (reply_.text.empty()) return true;
+    auto failure = services_.database.store_reply(reply_);
+    if (!failure) return true;
+    bool kept = false;
+    if (failure->fault == DbFault::unavailable) {
+      // First of all it must outlive this process.
+      kept = services_.spool.keep(reply_);
+      failure = store_again(relay, framing, listening, *failure);
+      if (!failure) {
+        services_.spool.remove(reply_.id);
+        return true;
+      }
+      services_.spool.let_go(reply_.id);
+    }
+    LogLine(kept ? LogLevel::warning : LogLevel::error, kept ? "reply_spooled" : "reply_not_stored")
+        .add("id", Exchange::current().id())
+        .add("reason", failure->detail);
+    Exchange::current().reason = "database: " + failure->detail;
+    std::string words;
+    append_sse_error(words, kept ? "The database is away: the reply will be in the conversation when it is back."
+                                 : "The reply could not be stored: it will be missing from the conversation.");
+    return !listening || send(words);
+  }
+
+  std::optional<DbFailure> store_again(Relay& relay, const SseFraming& framing, bool& listening, DbFailure failure) {
     const Deadline give_up = Deadline::after(services_.config.store_retry);
-    std::optional<DbFailure> failure = services_.database.store_reply(reply_);
-    while (failure && failure->fault == DbFault::unavailable && !give_up.passed()) {
+    while (failure.fault == DbFault::unavailable && !give_up.passed()) {
       const Wake wake = listening ? relay.idle(kStorePause, framing) : Exchange::current().wait_without_client(Deadline::after(kStorePause));
       if (wake == Wake::client_left) listening = false;
       if (wake == Wake::stopping) break;
-      failure = services_.database.store_reply(reply_);
+      const auto again = services_.database.store_reply(reply_);
+      if (!again) return std::nullopt;
+      failure = *again;
     }
-    if (!failure) return true;
-    LogLine(LogLevel::error, "reply_not_stored").add("id", Exchange::current().id()).add("reason", failure->detail);
-    Exchange::current().reason = "database: " + failure->detail;
-    std::string words;
-    append_sse_error(words, "The reply could not be stored: it will be missing from the conversation.");
-    return !listening || send(words);
+    return failure;
   }
 
   Services& services_;
@@ -123,8 +143,8 @@ class ChatTurn {
 void handle_llmchat(Services& services, const Request& request, Response& response) {
   const auto chat = parse_chat_request(request.body);
   if (!chat.ok()) return reply_error(response, 422, chat.error().sentence);
-  auto slot = services.slots.take();
-  if (!slot) return reply_error(response, 503, "Too many answers are being streamed now: try again later.");
+  auto slot = take_slot(services, response);
+  if (!slot) return;
   const std::string& app_id = chat.value().app_id;
   auto turn = services.conversations.enter(app_id, services.config.turn_wait);
   if (!turn) return reply_no_turn(services, response);
@@ -153,8 +173,8 @@ void handle_llmchat(Services& services, const Request& request, Response& respon
 }
 
 void handle_llmprompt(Services& services, const Request& request, Response& response) {
-  auto slot = services.slots.take();
-  if (!slot) return reply_error(response, 503, "Too many answers are being streamed now: try again later.");
+  auto slot = take_slot(services, response);
+  if (!slot) return;
   Exchange& exchange = Exchange::current();
   exchange.begin_stream();
   auto generation = services.ollama.start("POST", "/generate", request.body);

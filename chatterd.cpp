@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <cstdlib>
@@ -13,9 +14,12 @@
 #include "config.hpp"
 #include "db.hpp"
 #include "handlers.hpp"
+#include "keeper.hpp"
 #include "log.hpp"
 #include "ollama.hpp"
+#include "privileges.hpp"
 #include "server.hpp"
+#include "spool.hpp"
 #include "tls.hpp"
 
 namespace {
@@ -30,9 +34,6 @@ constexpr int kExitConfiguration = 2;
 // A thread of the pool needs a few dozen KB; a thousand of them should not reserve 8 MB each, nor
 // should an unlimited or tiny stack of the environment be theirs.
 constexpr size_t kThreadStackBytes = size_t{1} << 20;
-
-// The first look at the database, and further ones as long as it is away.
-constexpr auto kSchemaPause = std::chrono::seconds(1);
 
 void set_process_limits() {
   pthread_attr_t attributes;
@@ -54,62 +55,18 @@ sigset_t block_signals() {
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGHUP);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   return signals;
 }
 
-// One second at most, so that the caller can look after things. Returns whether a signal came.
-bool wait_for_signal(const sigset_t& signals) {
+// One second at most, so that the caller can look after things. Returns the signal that came, or 0.
+int wait_for_signal(const sigset_t& signals) {
   const timespec second{1, 0};
-  return sigtimedwait(&signals, nullptr, &second) > 0;
+  return std::max(0, sigtimedwait(&signals, nullptr, &second));
 }
 
-// Makes the table usable, however long the database stays away.
-class SchemaKeeper {
- public:
-  explicit SchemaKeeper(Database& database) : database_(database) {}
-  ~SchemaKeeper() {
-    ended_ = true;
-    if (thread_.joinable()) thread_.join();
-  }
-
-  // The first try. False: somebody has to act before chatterd can serve, and has been told.
-  bool begin() {
-    const auto problem = database_.prepare_schema();
-    if (!problem) return true;
-    if (!problem->can_retry) {
-      std::cerr << "chatterd: " << problem->sentence << std::endl;
-      return false;
-    }
-    LogLine(LogLevel::warning, "database_away").add("reason", problem->sentence);
-    thread_ = std::thread([this] { keep_trying(); });
-    return true;
-  }
-  bool failed() const { return failed_; }
-
- private:
-  void keep_trying() {
-    while (!ended_) {
-      const Deadline next = Deadline::after(kSchemaPause);
-      while (!ended_ && !next.passed()) std::this_thread::sleep_for(milliseconds(50));
-      if (ended_) return;
-      const auto problem = database_.prepare_schema();
-      if (!problem) {
-        LogLine(LogLevel::info, "database_back");
-        return;
-      }
-      if (problem->can_retry) continue;
-      std::cerr << "chatterd: " << problem->sentence << std::endl;
-      failed_ = true;
-      return;
-    }
-  }
-
-  Database& database_;
-  std::thread thread_;
-  std::atomic<bool> ended_{false};
-  std::atomic<bool> failed_{false};
-};
+bool ends(int signal) { return signal == SIGTERM || signal == SIGINT; }
 
 // Says whether Ollama answers; it may come later.
 void look_for_ollama(Ollama& ollama, const std::string& url) {
@@ -134,18 +91,33 @@ Server::Settings server_settings(const Config& config) {
 }
 
 int refuse_configuration(const std::string& line) {
-  std::cerr << "chatterd: " << line << std::endl;
+  std::cerr << "chatterd: " + line + "\n" << std::flush;
   return kExitConfiguration;
 }
 
-// Serves until a signal; a second one ends at once, whatever is under way.
-int serve(Server& server, Services& services, SchemaKeeper& schema, const sigset_t& signals) {
+// SIGHUP: what may change without a restart is read again; what can't be used leaves all as it was.
+void reload(Services& services) {
+  if (services.config.api_keys.empty()) return;
+  if (const auto problem = services.api_keys.load(services.config.api_keys)) {
+    LogLine(LogLevel::error, "reload_failed").add("reason", *problem);
+  } else {
+    LogLine(LogLevel::info, "reloaded");
+  }
+}
+
+int fail(const std::string& sentence) {
+  std::cerr << "chatterd: " + sentence + "\n" << std::flush;
+  return kExitFailure;
+}
+
+// Serves until a signal to end; a second one ends at once, whatever is under way.
+int serve(Server& server, Services& services, const Keeper& keeper, const sigset_t& signals) {
   server.start();
   std::cerr << "listening on " + server.url() + "\n" << std::flush;
-  while (!wait_for_signal(signals)) {
-    services.database.close_idle();
+  for (int signal = 0; !ends(signal); signal = wait_for_signal(signals)) {
+    if (signal == SIGHUP) reload(services);
     services.ollama.close_idle();
-    if (schema.failed()) return kExitFailure;
+    if (keeper.failed()) return kExitFailure;
   }
   LogLine(LogLevel::info, "stopping");
   services.conversations.close();
@@ -155,7 +127,7 @@ int serve(Server& server, Services& services, SchemaKeeper& schema, const sigset
     if (!all_ended) LogLine(LogLevel::error, "requests_cut_off");
     kill(getpid(), SIGTERM);  // wakes the wait below
   });
-  while (!wait_for_signal(signals)) {
+  while (!ends(wait_for_signal(signals))) {
   }
   // Threads may still be at work: no time for destructors, which would wait for them.
   if (!all_ended) _exit(kExitOk);
@@ -175,19 +147,28 @@ int run(const Config& config) {
     if (!context.ok()) return refuse_configuration(context.error().sentence);
     tls = std::move(context.value());
   }
-  Database database({config.db.empty() ? default_conninfo() : config.db, config.db_pool, config.db_timeout});
+  const std::string conninfo = config.db.empty() ? default_conninfo() : config.db;
+  Database database({conninfo, config.db_pool, config.db_timeout});
+  Spool spool;
   Ollama ollama(*address);
-  Services services(config, database, ollama);
+  Services services(config, database, spool, ollama);
+  if (!config.api_keys.empty()) {
+    if (const auto problem = services.api_keys.load(config.api_keys)) return refuse_configuration(*problem);
+  }
   Server server(server_settings(config), std::move(tls));
   register_routes(server, services);
-  if (const auto problem = server.bind()) {
-    std::cerr << "chatterd: " << *problem << std::endl;
-    return kExitFailure;
+  // The last things that may need root: the port and the state folder.
+  if (const auto problem = server.bind()) return fail(*problem);
+  const std::string state_folder = config.state_dir.empty() ? default_state_folder() : config.state_dir;
+  if (const auto problem = spool.open(state_folder, database_name(conninfo))) {
+    if (!config.state_dir.empty()) return refuse_configuration(*problem);
+    LogLine(LogLevel::warning, "no_state_folder").add("reason", *problem);
   }
-  SchemaKeeper schema(database);
-  if (!schema.begin()) return kExitFailure;
+  if (const auto problem = drop_root(config.user)) return fail(*problem);
+  Keeper keeper(database, spool);
+  if (!keeper.begin()) return kExitFailure;
   look_for_ollama(ollama, config.ollama);
-  return serve(server, services, schema, signals);
+  return serve(server, services, keeper, signals);
 }
 
 }  // namespace

@@ -39,6 +39,11 @@ struct Config {
 
   size_t max_body = size_t{4} << 20;
   size_t max_streams = 1024;
+  size_t streams_per_client = 0;
+  size_t rate = 0;
+  std::string api_keys;
+  std::string user;
+  std::string state_dir;
   size_t max_connections = 8192;
   size_t threads = 0;
   Seconds header_timeout{10'000};

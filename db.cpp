@@ -81,6 +81,26 @@ std::string default_conninfo() {
   return conninfo;
 }
 
+std::string database_name(const std::string& conninfo) {
+  const auto free_options = [](PQconninfoOption* options) { PQconninfoFree(options); };
+  using Options = std::unique_ptr<PQconninfoOption, decltype(free_options)>;
+  const Options given(PQconninfoParse(conninfo.c_str(), nullptr), free_options);
+  const Options defaults(PQconndefaults(), free_options);
+  const auto value_in = [](const PQconninfoOption* option, const char* keyword) -> std::string {
+    for (; option != nullptr && option->keyword != nullptr; ++option) {
+      if (std::strcmp(option->keyword, keyword) == 0 && option->val != nullptr) return option->val;
+    }
+    return "";
+  };
+  std::string name;
+  for (const char* keyword : {"service", "host", "hostaddr", "port", "dbname"}) {
+    std::string value = value_in(given.get(), keyword);
+    if (value.empty()) value = value_in(defaults.get(), keyword);
+    name += std::string(keyword) + "=" + value + " ";
+  }
+  return name;
+}
+
 Database::Database(Settings settings) : settings_(std::move(settings)) {}
 Database::~Database() = default;
 

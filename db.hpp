@@ -156,6 +156,9 @@ class Database {
   bool away_ = false;        // what the log said last
 };
 
+/// Which database a connection string leads to, for telling one from another: hosts, port and name.
+std::string database_name(const std::string& conninfo);
+
 /// The default of --db: the contract's, less what libpq's own variables say.
 std::string default_conninfo();
 /// schema.sql.

@@ -44,10 +44,18 @@ bool allows(const Route& route, std::string_view method) {
 }
 
 // Answers what no handler should see.
-httplib::Server::HandlerResponse pre_route(const Request& request, Response& response) {
+httplib::Server::HandlerResponse pre_route(Services& services, const Request& request, Response& response) {
   using Outcome = httplib::Server::HandlerResponse;
   const Route* route = find_route(request.path);
-  if (route == nullptr) {
+  const Exchange& exchange = Exchange::current();
+  const bool open_to_all = route == &kRoutes[0] && (request.method == "GET" || request.method == "HEAD");
+  if (const auto seconds = services.rate.refuse(client_of(exchange.client()))) {
+    reply_error(response, 429, "Too many requests from this address: slow down.");
+    response.set_header("Retry-After", std::to_string(*seconds));
+  } else if (!open_to_all && !services.api_keys.allow(exchange.authorization())) {
+    reply_error(response, 401, "This server needs an API key: send the header Authorization: Bearer KEY.");
+    response.set_header("WWW-Authenticate", "Bearer");
+  } else if (route == nullptr) {
     reply_error(response, 404, "There is nothing at this path.");
   } else if (request.method == "OPTIONS") {
     response.status = 204;
@@ -55,7 +63,7 @@ httplib::Server::HandlerResponse pre_route(const Request& request, Response& res
   } else if (!allows(*route, request.method)) {
     reply_error(response, 405, "This path does not take this method.");
     response.set_header("Allow", std::string(route->allow));
-  } else if (Exchange::current().length_missing()) {
+  } else if (exchange.length_missing()) {
     reply_error(response, 411, "The request has neither a Content-Length nor chunks.");
   } else {
     return Outcome::Unhandled;
@@ -78,6 +86,7 @@ void handle_llmprep(Services& services, const Request& request, Response& respon
   const auto turn = services.conversations.enter(prep.value().app_id, services.config.turn_wait);
   if (!turn) return reply_no_turn(services, response);
   if (auto failure = services.database.replace(prep.value().app_id, prep.value().messages)) return reply_failure(response, *failure);
+  services.spool.remove_conversation(prep.value().app_id);
   reply_json(response, "{}");
 }
 
@@ -149,8 +158,20 @@ void reply_no_turn(Services& services, Response& response) {
   reply_error(response, 409, "Another request for this appID is still at work.");
 }
 
+std::optional<StreamSlots::Slot> take_slot(Services& services, Response& response) {
+  auto slot = services.slots.take(client_of(Exchange::current().client()));
+  if (slot.ok()) return std::move(slot.value());
+  if (slot.error() == StreamSlots::Full::client) {
+    reply_error(response, 429, "Too many answers are being streamed to this address: wait for one to end.");
+    response.set_header("Retry-After", kRetryAfterSeconds);
+  } else {
+    reply_error(response, 503, "Too many answers are being streamed now: try again later.");
+  }
+  return std::nullopt;
+}
+
 void register_routes(Server& server, Services& services) {
-  server.set_pre_routing_handler(pre_route);
+  server.set_pre_routing_handler([&services](const Request& request, Response& response) { return pre_route(services, request, response); });
   server.set_exception_handler([](const Request&, Response& response, std::exception_ptr) {
     Exchange::current().reason = "internal error";
     reply_error(response, 500, "The server failed on this request.");

@@ -305,6 +305,8 @@ void RequestReader::write_canonical_head(const Head& head) {
   const bool closes = version_1_0_ || lists(head, "Connection", "close");
   canonical_head_.assign(known ? method_ : "PATCH").append(" ").append(target_);
   canonical_head_ += version_1_0_ ? " HTTP/1.0\r\n" : " HTTP/1.1\r\n";
+  const auto authorizations = head.all("Authorization");
+  authorization_ = authorizations.size() == 1 ? authorizations.front() : "";
   canonical_head_ += closes ? "Connection: close\r\n" : "Connection: Keep-Alive\r\n";
 }
 

@@ -105,6 +105,8 @@ class RequestReader {
   const std::string& body() const { return body_; }
   bool length_missing() const { return length_missing_; }  ///< a POST with neither length nor chunks
 
+  const std::string& authorization() const { return authorization_; }  ///< the header's value, "" without one
+
   // Of any request whose first line was read; empty before:
   const std::string& method() const { return method_; }
   const std::string& path() const { return path_; }  ///< as sent, without the query
@@ -127,7 +129,7 @@ class RequestReader {
   std::string arrived_;   // not yet taken
   size_t searched_ = 0;   // of arrived_, for the end of the head
   BodyDecoder decoder_ = BodyDecoder::none();
-  std::string method_, path_, target_;
+  std::string method_, path_, target_, authorization_;
   bool version_1_0_ = false;
   bool expect_continue_ = false;
   bool length_missing_ = false;

@@ -45,6 +45,7 @@ class Exchange : public Waiter {
 
   const std::string& id() const { return id_; }
   const std::string& client() const { return connection_.address(); }
+  const std::string& authorization() const { return connection_.reader.authorization(); }
   /// A POST that had neither a length nor chunks.
   bool length_missing() const { return connection_.reader.length_missing(); }
   /// HTTP/1.0 knows no chunks: a stream to it ends with the connection.

@@ -2,12 +2,24 @@
 
 #include <algorithm>
 
-std::optional<StreamSlots::Slot> StreamSlots::take() {
-  if (taken_.fetch_add(1) >= slots_max_) {
-    --taken_;
-    return std::nullopt;
+Result<StreamSlots::Slot, StreamSlots::Full> StreamSlots::take(const std::string& client) {
+  const std::lock_guard lock(mutex_);
+  if (taken_ >= slots_max_) return Full::server;
+  if (per_client_max_ != 0) {
+    size_t& of_client = by_client_[client];
+    if (of_client >= per_client_max_) return Full::client;
+    ++of_client;
   }
-  return Slot(*this);
+  ++taken_;
+  return Slot(*this, client);
+}
+
+void StreamSlots::give_back(const std::string& client) {
+  const std::lock_guard lock(mutex_);
+  --taken_;
+  if (per_client_max_ == 0) return;
+  const auto place = by_client_.find(client);
+  if (--place->second == 0) by_client_.erase(place);
 }
 
 std::optional<Conversations::Turn> Conversations::enter(const std::string& app_id, milliseconds wait) {

@@ -1,7 +1,6 @@
 // What bounds the streams: how many run at once, and that a conversation has one turn at a time.
 #pragma once
 
-#include <atomic>
 #include <condition_variable>
 #include <cstddef>
 #include <deque>
@@ -12,32 +11,43 @@
 #include <utility>
 
 #include "net.hpp"
+#include "result.hpp"
 
-/// Counts running streams against a limit (contract 3.15). Any thread.
+/// Counts running streams against the limits, of all clients together (contract 3.15) and of one
+/// client. Any thread.
 class StreamSlots {
  public:
-  explicit StreamSlots(size_t slots_max) : slots_max_(slots_max) {}
+  /// `per_client_max` 0: no limit of that kind.
+  StreamSlots(size_t slots_max, size_t per_client_max) : slots_max_(slots_max), per_client_max_(per_client_max) {}
 
-  /// One running stream; counts as long as it lives.
+  /// One running stream; counts as long as it lives. It must not outlive the StreamSlots.
   class Slot {
    public:
-    explicit Slot(StreamSlots& slots) : slots_(&slots) {}
-    Slot(Slot&& other) noexcept : slots_(std::exchange(other.slots_, nullptr)) {}
+    Slot(StreamSlots& slots, std::string client) : slots_(&slots), client_(std::move(client)) {}
+    Slot(Slot&& other) noexcept : slots_(std::exchange(other.slots_, nullptr)), client_(std::move(other.client_)) {}
     Slot& operator=(Slot&&) = delete;
     ~Slot() {
-      if (slots_ != nullptr) --slots_->taken_;
+      if (slots_ != nullptr) slots_->give_back(client_);
     }
 
    private:
     StreamSlots* slots_;
+    std::string client_;
   };
+  enum class Full { server, client };
 
-  /// Nothing: all slots are taken.
-  std::optional<Slot> take();
+  /// A slot for a stream to `client` (an address), or which limit it would go over.
+  Result<Slot, Full> take(const std::string& client);
 
  private:
+  void give_back(const std::string& client);
+
   const size_t slots_max_;
-  std::atomic<size_t> taken_{0};
+  const size_t per_client_max_;
+  std::mutex mutex_;
+  // Guarded by mutex_:
+  size_t taken_ = 0;
+  std::unordered_map<std::string, size_t> by_client_;  // kept only with a limit per client
 };
 
 /// Lets one request at a time work on a conversation, in the order in which they came (contract

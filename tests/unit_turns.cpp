@@ -8,14 +8,29 @@
 using std::chrono::milliseconds;
 
 TEST_CASE("no more streams run than there are slots, and a slot comes back (3.15)", "[turns]") {
-  StreamSlots slots(2);
-  auto first = slots.take();
-  const auto second = slots.take();
-  CHECK(first.has_value());
-  CHECK(second.has_value());
-  CHECK_FALSE(slots.take().has_value());
-  first.reset();
-  CHECK(slots.take().has_value());
+  StreamSlots slots(2, 0);
+  const auto first = slots.take("a");
+  {
+    const auto second = slots.take("a");
+    REQUIRE(first.ok());
+    REQUIRE(second.ok());
+    REQUIRE_FALSE(slots.take("b").ok());
+    CHECK(slots.take("b").error() == StreamSlots::Full::server);
+  }
+  CHECK(slots.take("b").ok());
+}
+
+TEST_CASE("one client has no more streams than its share, whatever the others have", "[turns]") {
+  StreamSlots slots(10, 1);
+  {
+    const auto first = slots.take("a");
+    REQUIRE(first.ok());
+    const auto second = slots.take("a");
+    REQUIRE_FALSE(second.ok());
+    CHECK(second.error() == StreamSlots::Full::client);
+    CHECK(slots.take("b").ok());
+  }
+  CHECK(slots.take("a").ok());
 }
 
 TEST_CASE("one conversation has one turn at a time, another is not held up (3.13)", "[turns]") {

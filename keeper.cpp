@@ -1,0 +1,69 @@
+#include "keeper.hpp"
+
+#include <iostream>
+
+#include "log.hpp"
+
+namespace {
+
+constexpr auto kPause = std::chrono::seconds(1);
+
+}  // namespace
+
+Keeper::~Keeper() {
+  {
+    const std::lock_guard lock(mutex_);
+    ending_ = true;
+  }
+  ended_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+bool Keeper::begin() {
+  if (!prepare_table()) return false;
+  thread_ = std::thread([this] { run(); });
+  return true;
+}
+
+void Keeper::run() {
+  std::unique_lock lock(mutex_);
+  while (!ended_.wait_for(lock, kPause, [this] { return ending_; })) {
+    lock.unlock();
+    if (!table_ready_ && !prepare_table()) {
+      failed_ = true;
+      return;
+    }
+    if (table_ready_) store_orphans();
+    database_.close_idle();
+    lock.lock();
+  }
+}
+
+// False: somebody has to act.
+bool Keeper::prepare_table() {
+  const auto problem = database_.prepare_schema();
+  if (!problem) {
+    table_ready_ = true;
+    if (away_told_) LogLine(LogLevel::info, "database_back");
+    return true;
+  }
+  if (!problem->can_retry) {
+    std::cerr << "chatterd: " + problem->sentence + "\n" << std::flush;
+    return false;
+  }
+  if (!std::exchange(away_told_, true)) LogLine(LogLevel::warning, "database_away").add("reason", problem->sentence);
+  return true;
+}
+
+void Keeper::store_orphans() {
+  for (const Reply& reply : spool_.orphans()) {
+    const auto failure = database_.store_reply(reply);
+    if (failure && failure->fault == DbFault::unavailable) return;  // all would fail: later
+    if (failure) {
+      LogLine(LogLevel::error, "reply_not_stored").add("reason", failure->detail);
+    } else {
+      LogLine(LogLevel::info, "spooled_reply_stored");
+    }
+    spool_.remove(reply.id);
+  }
+}

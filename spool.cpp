@@ -1,0 +1,175 @@
+#include "spool.hpp"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <filesystem>
+#include <system_error>
+
+#include "json_view.hpp"
+#include "log.hpp"
+#include "text.hpp"
+
+namespace {
+
+// Chatterds on one database and one machine; each locks a file of its own.
+constexpr int kSharersMax = 64;
+
+std::string line_of(const Reply& reply) {
+  std::string line = "{\"reply\":{\"appID\":";
+  append_json_string(line, reply.app_id);
+  line += ",\"id\":";
+  append_json_string(line, reply.id);
+  if (reply.place) line += ",\"place\":\"" + std::to_string(*reply.place) + "\"";
+  line += ",\"text\":";
+  append_json_string(line, reply.text);
+  return line + "}}\n";
+}
+
+std::optional<std::string> member_text(const std::vector<JsonMember>& members, std::string_view key) {
+  const JsonMember* member = find_member(members, key);
+  return member == nullptr ? std::nullopt : json_string(member->value);
+}
+
+std::optional<Reply> parse_reply(std::string_view json) {
+  const auto members = json_members(json);
+  const auto app_id = member_text(members, "appID");
+  const auto id = member_text(members, "id");
+  const auto text = member_text(members, "text");
+  if (!app_id || !id || !text) return std::nullopt;
+  Reply reply{*app_id, *id, *text, std::nullopt};
+  if (const auto place = member_text(members, "place")) reply.place = std::strtoll(place->c_str(), nullptr, 10);
+  return reply;
+}
+
+// FNV-1a: the same name for the same database in every run.
+std::string name_for(const std::string& database_name) {
+  std::uint64_t hash = 14695981039346656037ULL;
+  for (const char c : database_name) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211ULL;
+  char text[32];
+  std::snprintf(text, sizeof text, "replies-%016llx", static_cast<unsigned long long>(hash));
+  return text;
+}
+
+}  // namespace
+
+std::string default_state_folder() {
+  if (const char* folder = std::getenv("STATE_DIRECTORY"); folder != nullptr && *folder != '\0') return folder;
+  if (geteuid() == 0) return "/var/lib/chatterd";
+  if (const char* folder = std::getenv("XDG_STATE_HOME"); folder != nullptr && *folder == '/') return std::string(folder) + "/chatterd";
+  if (const char* home = std::getenv("HOME"); home != nullptr && *home == '/') return std::string(home) + "/.local/state/chatterd";
+  return "/var/tmp/chatterd-" + std::to_string(geteuid());
+}
+
+std::optional<std::string> Spool::open(const std::string& folder, const std::string& database_name) {
+  const std::lock_guard lock(mutex_);
+  const auto wrong = [&] { return "--state-dir: " + folder + " can't be used: " + errno_text(errno) + ". Give a folder that this user may write."; };
+  std::error_code error;
+  const auto mask = ::umask(077);  // conversations are nobody else's business
+  std::filesystem::create_directories(folder, error);
+  ::umask(mask);
+  const UniqueFd opened(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!opened) return wrong();
+  for (int number = 0; number < kSharersMax; ++number) {
+    const std::string name = name_for(database_name) + (number == 0 ? "" : "-" + std::to_string(number));
+    file_.reset(::openat(opened.get(), name.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600));
+    if (!file_) return wrong();
+    if (::flock(file_.get(), LOCK_EX | LOCK_NB) == 0) break;
+    file_.reset();
+  }
+  if (!file_) return "--state-dir: " + folder + " is used by too many chatterds.";
+  ::fsync(opened.get());
+  read_all();
+  return std::nullopt;
+}
+
+// What an earlier run left. A last line that was torn by a crash was never promised to anyone.
+void Spool::read_all() {
+  std::string text;
+  char buffer[64 * 1024];
+  ssize_t count = 0;
+  while ((count = ::pread(file_.get(), buffer, sizeof buffer, static_cast<off_t>(text.size()))) > 0) text.append(buffer, static_cast<size_t>(count));
+  has_lines_ = !text.empty();
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    const std::string_view line = std::string_view(text).substr(at, end - at);
+    at = end + 1;
+    if (find_json_problem(line)) continue;
+    const auto members = json_members(line);
+    if (const auto gone = member_text(members, "gone")) {
+      std::erase_if(waiting_, [&](const Waiting& waiting) { return waiting.reply.id == *gone; });
+    } else if (const JsonMember* member = find_member(members, "reply")) {
+      if (auto reply = parse_reply(member->value)) waiting_.push_back({std::move(*reply), true});
+    }
+  }
+  if (!waiting_.empty()) LogLine(LogLevel::info, "replies_found_in_spool").add("count", waiting_.size());
+  // A torn line must not swallow the next one.
+  if (has_lines_ && !text.ends_with('\n')) append("\n", false);
+}
+
+bool Spool::append(const std::string& line, bool through) {
+  if (!file_) return false;
+  size_t written = 0;
+  while (written < line.size()) {
+    const ssize_t count = ::write(file_.get(), line.data() + written, line.size() - written);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) {
+      LogLine(LogLevel::error, "spool_write_failed").add("reason", errno_text(errno));
+      return false;
+    }
+    written += static_cast<size_t>(count);
+  }
+  has_lines_ = true;
+  return !through || ::fdatasync(file_.get()) == 0;
+}
+
+bool Spool::keep(const Reply& reply) {
+  const std::lock_guard lock(mutex_);
+  waiting_.push_back({reply, false});
+  return append(line_of(reply), true);
+}
+
+void Spool::remove(const std::string& id) {
+  const std::lock_guard lock(mutex_);
+  remove_locked(id);
+}
+
+void Spool::remove_locked(const std::string& id) {
+  std::erase_if(waiting_, [&](const Waiting& waiting) { return waiting.reply.id == id; });
+  if (waiting_.empty()) {
+    // Nothing waits: the file begins anew. If this is lost, what comes back is stored already.
+    if (file_ && ::ftruncate(file_.get(), 0) == 0) has_lines_ = false;
+  } else {
+    append("{\"gone\":\"" + id + "\"}\n", false);
+  }
+}
+
+void Spool::remove_conversation(const std::string& app_id) {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::string> ids;
+  for (const Waiting& waiting : waiting_) {
+    if (waiting.reply.app_id == app_id) ids.push_back(waiting.reply.id);
+  }
+  for (const std::string& id : ids) remove_locked(id);
+}
+
+std::vector<Reply> Spool::orphans() {
+  const std::lock_guard lock(mutex_);
+  std::vector<Reply> replies;
+  for (const Waiting& waiting : waiting_) {
+    if (waiting.orphan) replies.push_back(waiting.reply);
+  }
+  return replies;
+}
+
+void Spool::let_go(const std::string& id) {
+  const std::lock_guard lock(mutex_);
+  for (Waiting& waiting : waiting_) {
+    if (waiting.reply.id == id) waiting.orphan = true;
+  }
+}

@@ -1,0 +1,59 @@
+// Replies that could not be stored while the database was away, on disk until they are.
+//
+// A reply goes into the spool, written through, before it is tried a second time: so it outlives
+// chatterd itself. It leaves when the database has it; each has its id and its place, so storing it
+// again after a crash does no harm.
+#pragma once
+
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "db.hpp"
+#include "net.hpp"
+
+/// One append-only file of JSON lines, `{"reply":{...}}` and `{"gone":"<id>"}`, emptied whenever nothing
+/// waits in it. Any thread.
+class Spool {
+ public:
+  Spool() = default;
+  Spool(const Spool&) = delete;
+  Spool& operator=(const Spool&) = delete;
+
+  /// Opens the spool of one database in `folder`, making both, and reads what an earlier run has left.
+  /// Several chatterds may share the folder. Returns what is wrong, as a sentence; without an open
+  /// spool replies wait in memory only. Call it once, before any other.
+  std::optional<std::string> open(const std::string& folder, const std::string& database_name);
+
+  /// Keeps a reply; returns when it is on the disk, or false when it can't be put there.
+  bool keep(const Reply& reply);
+  /// The reply is stored, or not wanted any more.
+  void remove(const std::string& id);
+  /// A conversation begins anew: what waits for it must not come back.
+  void remove_conversation(const std::string& app_id);
+  /// The replies that wait for nobody but the spool: those of earlier runs, and those let go.
+  std::vector<Reply> orphans();
+  /// The stream that kept this reply has given up storing it: now the spool's owner does.
+  void let_go(const std::string& id);
+
+ private:
+  struct Waiting {
+    Reply reply;
+    bool orphan;
+  };
+
+  void read_all();
+  bool append(const std::string& line, bool through);
+  void remove_locked(const std::string& id);
+
+  std::mutex mutex_;
+  // Guarded by mutex_:
+  UniqueFd file_;
+  std::vector<Waiting> waiting_;
+  bool has_lines_ = false;
+};
+
+/// The folder for state when none is given: what systemd says, or the user's own.
+std::string default_state_folder();

@@ -148,6 +148,7 @@ int run(const Config& config) {
     tls = std::move(context.value());
   }
   const std::string conninfo = config.db.empty() ? default_conninfo() : config.db;
+  if (const auto problem = conninfo_problem(conninfo)) return refuse_configuration("--db: " + *problem);
   Database database({conninfo, config.db_pool, config.db_timeout});
   Spool spool;
   Ollama ollama(*address);
@@ -158,7 +159,7 @@ int run(const Config& config) {
   Server server(server_settings(config), std::move(tls));
   register_routes(server, services);
   // The last things that may need root: the port and the state folder.
-  if (const auto problem = server.bind()) return fail(*problem);
+  if (const auto problem = server.bind()) return problem->wrong_host ? refuse_configuration(problem->sentence) : fail(problem->sentence);
   const std::string state_folder = config.state_dir.empty() ? default_state_folder() : config.state_dir;
   if (const auto problem = spool.open(state_folder, database_name(conninfo))) {
     if (!config.state_dir.empty()) return refuse_configuration(*problem);

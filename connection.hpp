@@ -41,6 +41,7 @@ class Connection {
   Phase phase = Phase::opening;
   Deadline deadline = Deadline::never();  ///< of the phase
   bool timed_out = false;                 ///< the deadline of a body has passed
+  size_t lingered_bytes = 0;              ///< thrown away while lingering
   Waiting::iterator waiting;              ///< its place while the door holds it
 
  private:

@@ -81,6 +81,19 @@ std::string default_conninfo() {
   return conninfo;
 }
 
+std::optional<std::string> conninfo_problem(const std::string& conninfo) {
+  char* message = nullptr;
+  PQconninfoOption* options = PQconninfoParse(conninfo.c_str(), &message);
+  const std::unique_ptr<char, decltype(&PQfreemem)> guard(message, PQfreemem);
+  if (options != nullptr) {
+    PQconninfoFree(options);
+    return std::nullopt;
+  }
+  std::string problem = message == nullptr ? "it can't be read" : message;
+  while (problem.ends_with('\n')) problem.pop_back();
+  return problem;
+}
+
 std::string database_name(const std::string& conninfo) {
   const auto free_options = [](PQconninfoOption* options) { PQconninfoFree(options); };
   using Options = std::unique_ptr<PQconninfoOption, decltype(free_options)>;
@@ -160,6 +173,7 @@ Result<std::vector<Rows>, DbFailure> Database::run(const std::vector<Execution>&
     if (!borrowed.ok()) return borrowed.error();
     std::unique_ptr<Connection> connection = std::move(borrowed.value());
     auto results = connection->run(executions, deadline);
+    const bool usable = connection->usable();
     give_back(std::move(connection));
     if (results.ok()) {
       note_availability(nullptr);
@@ -171,7 +185,7 @@ Result<std::vector<Rows>, DbFailure> Database::run(const std::vector<Execution>&
     DbFailure failure = results.error();
     if (failure.fault == DbFault::retry) {
       if (tries < kTriesMax) continue;
-      failure.fault = DbFault::failed;
+      failure.fault = usable ? DbFault::failed : DbFault::unavailable;
     }
     if (failure.fault == DbFault::unavailable) note_availability(&failure);
     return failure;

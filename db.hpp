@@ -156,6 +156,9 @@ class Database {
   bool away_ = false;        // what the log said last
 };
 
+/// What is wrong with a connection string, for the operator; nothing when libpq can read it.
+std::optional<std::string> conninfo_problem(const std::string& conninfo);
+
 /// Which database a connection string leads to, for telling one from another: hosts, port and name.
 std::string database_name(const std::string& conninfo);
 

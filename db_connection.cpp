@@ -13,7 +13,8 @@ std::string_view first_line(const char* text) {
 // The one place that decides what an SQLSTATE means (PostgreSQL's documentation, appendix A).
 DbFault fault_of(std::string_view sqlstate) {
   if (sqlstate.starts_with("22") || sqlstate.starts_with("23")) return DbFault::refused;
-  if (sqlstate == "40001" || sqlstate == "40P01" || sqlstate == "26000" || sqlstate == "0A000") return DbFault::retry;
+  // 57P01: an idle session was ended just when it was wanted again.
+  if (sqlstate == "40001" || sqlstate == "40P01" || sqlstate == "26000" || sqlstate == "0A000" || sqlstate == "57P01") return DbFault::retry;
   // Without an SQLSTATE the failure is libpq's own: the connection. 25006: a standby after a fail-over.
   // 53 is a lack of resources such as a full disk; 55P03 a lock that was not had in time.
   if (sqlstate.empty() || sqlstate.starts_with("08") || sqlstate.starts_with("53") || sqlstate.starts_with("57") ||
@@ -54,6 +55,8 @@ std::optional<DbFailure> Connection::connect(Deadline deadline) {
     return DbFailure{DbFault::unavailable, false, std::string(first_line(PQerrorMessage(pg_.get())))};
   }
   PQsetnonblocking(pg_.get(), 1);
+  // Notices would go to standard error as they are.
+  PQsetNoticeProcessor(pg_.get(), [](void*, const char*) {}, nullptr);
   return std::nullopt;
 }
 
@@ -106,6 +109,8 @@ Result<std::vector<PgResult>, DbFailure> Connection::collect(size_t results_expe
         case PGRES_TUPLES_OK: results.push_back(std::move(result)); break;
         case PGRES_PIPELINE_ABORTED: break;  // by the failure before it
         default:
+          // With all results in, the commit may have been made before the session ended.
+          if (results.size() == results_expected) return lost(true);
           if (!failure) failure = failure_of(result.get());
           if (PQstatus(pg_.get()) == CONNECTION_BAD) return failure->sqlstate_known ? *failure : lost(true);
       }
@@ -147,8 +152,8 @@ Result<PgResult, DbFailure> Connection::run_script(const std::string& sql, Deadl
 }
 
 bool Connection::still_open() {
-  if (!wait(POLLIN, Deadline::after(milliseconds(0)))) return true;  // nothing to read: nothing has happened
-  return PQconsumeInput(pg_.get()) == 1 && PQstatus(pg_.get()) == CONNECTION_OK && !wait(POLLIN, Deadline::after(milliseconds(0)));
+  // Between two calls a server says something only when it ends the session, or is reconfigured.
+  return !wait(POLLIN, Deadline::after(milliseconds(0)));
 }
 
 DbFailure Connection::lost(bool outcome_unknown) {

@@ -178,7 +178,7 @@ void register_routes(Server& server, Services& services) {
   });
   // httplib's own refusals have no body of their own; a stream must not be touched.
   server.set_error_handler([](const Request&, Response& response) {
-    if (response.body.empty()) reply_error(response, response.status, "The request is malformed.");
+    if (response.body.empty() && !Exchange::current().streaming()) reply_error(response, response.status, "The request is malformed.");
   });
   const auto with = [&services](auto handler) {
     return [&services, handler](const Request& request, Response& response) { handler(services, request, response); };

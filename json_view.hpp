@@ -33,3 +33,4 @@ std::vector<std::string_view> json_elements(std::string_view array);
 std::optional<std::string> json_string(std::string_view value);
 /// The last member of that name, as common parsers choose among duplicates; nullptr if there is none.
 const JsonMember* find_member(const std::vector<JsonMember>& members, std::string_view key);
+const JsonMember* find_member(std::vector<JsonMember>&& members, std::string_view key) = delete;  // it would dangle

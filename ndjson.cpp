@@ -77,7 +77,8 @@ OllamaLine parse_ollama_line(std::string_view line) {
   const bool valid = line.find('\0') == std::string_view::npos && json::sax_parse(line.begin(), line.end(), &picker);
   if (!valid || !picker.line.is_object) return {};
   if (picker.has_error && !picker.line.error) {
-    if (const JsonMember* member = find_member(json_members(line), "error")) picker.line.error = std::string(member->value);
+    const auto members = json_members(line);
+    if (const JsonMember* member = find_member(members, "error")) picker.line.error = std::string(member->value);
   }
   return std::move(picker.line);
 }

@@ -57,7 +57,10 @@ std::optional<OllamaAddress> OllamaAddress::parse(std::string_view url) {
   }
   if (authority.starts_with('[') && authority.ends_with(']')) authority = authority.substr(1, authority.size() - 2);
   address.host = authority;
-  if (address.host.empty() || address.port.empty() || address.port.find_first_not_of("0123456789") != std::string::npos) return std::nullopt;
+  if (address.host.empty() || address.port.empty() || address.port.find_first_not_of("0123456789") != std::string::npos ||
+      address.port.size() > 5 || std::stoi(address.port) > 65535) {
+    return std::nullopt;
+  }
   address.api_path = path;
   if (!path.ends_with("/api")) address.api_path += "/api";
   return address;

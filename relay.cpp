@@ -9,6 +9,8 @@ namespace {
 
 // An error answer is a sentence; of anything longer, such as a proxy's page, this much is enough.
 constexpr size_t kErrorBytesMax = 64 * 1024;
+// After its last line an answer's end is only waited for so that the connection can be used again.
+constexpr auto kEndMax = std::chrono::seconds(1);
 constexpr auto kErrorReadMax = std::chrono::seconds(5);
 
 Ending ending_of(Generation::Event event) {
@@ -94,11 +96,12 @@ Ending Relay::run(Generation& generation, Framing& framing, std::string& problem
   bool has_head = generation.has_head();
   std::string out;
   while (true) {
-    const Deadline silence = Deadline::at_time(heard_at + config_.ollama_timeout);
+    const Deadline silence = Deadline::at_time(heard_at + (framing.done() ? kEndMax : Clock::duration(config_.ollama_timeout)));
     const Deadline wait_until = Deadline::earlier(Deadline::earlier(whole, silence), next_ping(framing));
     std::string_view bytes;
     const auto event = has_head ? generation.read_body(waiter_, wait_until, bytes) : generation.read_head(waiter_, wait_until);
     if (event == Generation::Event::timed_out) {
+      if (framing.done() && silence.passed()) return Ending::complete;
       if (whole.passed()) return Ending::too_long;
       if (silence.passed()) return Ending::silent;
       if (!ping_if_due(framing)) return Ending::client_left;

@@ -38,6 +38,8 @@ class Framing {
   /// Keeps a silent stream open; empty: this framing knows nothing for it.
   virtual std::string_view ping() const { return ""; }
   virtual long lines() const = 0;
+  /// The answer says itself that it is complete; only its connection has yet to end.
+  virtual bool done() const { return false; }
 };
 
 /// /llmchat/: each line an SSE event (contract 3.7 to 3.9), and the reply's text for the database.
@@ -48,6 +50,7 @@ class SseFraming : public Framing {
   bool close(const std::string& problem, std::string& out) override;
   std::string_view ping() const override;
   long lines() const override { return line_count_; }
+  bool done() const override { return done_; }
   const std::string& reply() const { return reply_.text(); }
 
  private:

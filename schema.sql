@@ -7,9 +7,9 @@ BEGIN;
 SELECT pg_advisory_xact_lock(hashtext('chatterd schema'));
 
 CREATE TABLE IF NOT EXISTS chatts (
-  name    text NOT NULL,
-  message text NOT NULL,
-  id      uuid NOT NULL,
+  name    text,
+  message text,
+  id      uuid,
   time    timestamptz DEFAULT now(),
   appid   varchar(64)
 );

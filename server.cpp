@@ -21,6 +21,9 @@ constexpr int kBacklog = 4096;
 constexpr auto kAcceptPause = milliseconds(100);
 // For a client to read a refusal before the connection goes: closing at once would reset it.
 constexpr auto kLingerMax = std::chrono::seconds(2);
+// Of a body that was refused, this much more is thrown away, for clients that read only when they have
+// sent everything; then reading stops.
+constexpr size_t kLingerBytesMax = size_t{1} << 20;
 // Beyond --drain: for streams to say that they end, and for their replies to be stored.
 constexpr auto kStopMax = std::chrono::seconds(10);
 constexpr int kEventsMax = 256;
@@ -59,14 +62,14 @@ Server::~Server() {
   if (door_.joinable()) stop(milliseconds(0));
 }
 
-std::optional<std::string> Server::bind() {
+std::optional<Server::BindProblem> Server::bind() {
   if (!settings_.host.empty()) return bind_to(AF_UNSPEC, settings_.host.c_str());
   // One socket for both families; without IPv6 on this machine, IPv4 alone.
   if (auto problem = bind_to(AF_INET6, "::"); !problem || errno != EAFNOSUPPORT) return problem;
   return bind_to(AF_INET, "0.0.0.0");
 }
 
-std::optional<std::string> Server::bind_to(int family, const char* host) {
+std::optional<Server::BindProblem> Server::bind_to(int family, const char* host) {
   const std::string port = std::to_string(settings_.port);
   addrinfo hints{};
   hints.ai_family = family;
@@ -74,7 +77,7 @@ std::optional<std::string> Server::bind_to(int family, const char* host) {
   hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
   addrinfo* found = nullptr;
   if (const int error = ::getaddrinfo(host, port.c_str(), &hints, &found); error != 0) {
-    return "--host: " + std::string(host) + " is not an address of this machine: " + ::gai_strerror(error);
+    return BindProblem{true, "--host: '" + std::string(host) + "' is not an address: " + ::gai_strerror(error)};
   }
   const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> guard(found, ::freeaddrinfo);
   listener_.reset(::socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
@@ -89,7 +92,7 @@ std::optional<std::string> Server::bind_to(int family, const char* host) {
     if (error == EADDRINUSE) problem += ". Another server is running there: stop it, or choose another --port.";
     if (error == EACCES) problem += ". Ports under 1024 need root: run it by sudo, or choose a higher --port.";
     errno = error;
-    return problem;
+    return BindProblem{false, std::move(problem)};
   }
   // httplib ends a response early when it believes to be stopped, which it sees by its own listener.
   svr_sock_ = listener_.get();
@@ -275,7 +278,8 @@ void Server::park(Held connection, std::uint32_t events) {
   }
   raw->waiting = waiting_.emplace(raw->deadline.at(), std::move(connection));
   epoll_event event{};
-  event.events = events | EPOLLRDHUP | EPOLLONESHOT;
+  event.events = events | EPOLLONESHOT;
+  if (events != 0) event.events |= EPOLLRDHUP;
   event.data.ptr = raw;
   ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, raw->fd(), &event);
 }
@@ -311,6 +315,11 @@ bool Server::advance(Held& connection) {
     connection->phase = idle ? Connection::Phase::idle : Connection::Phase::opening;
     connection->deadline = Deadline::after(idle ? settings_.idle_timeout : settings_.header_timeout);
     return true;
+  }
+  // A client that sends a byte now and then is with a worker when the door looks for late ones.
+  if (connection->deadline.passed()) {
+    connection->timed_out = connection->phase == Connection::Phase::body;
+    return connection->timed_out;
   }
   std::string_view bytes;
   Io outcome = connection->handshake();
@@ -358,9 +367,14 @@ void Server::refuse(Held connection) {
 void Server::linger(Held connection) {
   std::string_view bytes;
   Connection::Io outcome = Connection::Io::done;
-  while (outcome == Connection::Io::done && !connection->deadline.passed()) outcome = connection->read(bytes);
+  while (outcome == Connection::Io::done && connection->lingered_bytes < kLingerBytesMax && !connection->deadline.passed()) {
+    outcome = connection->read(bytes);
+    connection->lingered_bytes += bytes.size();
+  }
   if (outcome == Connection::Io::wants_read) {
     park(std::move(connection), EPOLLIN);
+  } else if (outcome == Connection::Io::done) {
+    park(std::move(connection), 0);
   } else {
     connection.reset();
     --connections_;

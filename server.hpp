@@ -39,6 +39,7 @@ class Exchange : public Waiter {
   bool client_left();
   /// From here on a client that ends its side is not waiting for an answer any more.
   void begin_stream() { streaming_ = true; }
+  bool streaming() const { return streaming_; }
   /// Sends what httplib has written so far; until then it is held back, so that what belongs together
   /// becomes one TLS record and one packet. False: the client is gone.
   bool flush();
@@ -91,8 +92,14 @@ class Server : public httplib::Server {
   Server(Settings settings, SslContext tls);
   ~Server() override;
 
-  /// Takes the port. Returns what is wrong, as a sentence, or nothing.
-  std::optional<std::string> bind();
+  /// Why there is no port to serve on: the host that was given, or something outside.
+  struct BindProblem {
+    bool wrong_host;
+    std::string sentence;
+  };
+
+  /// Takes the port.
+  std::optional<BindProblem> bind();
   /// The address it serves, such as https://[::]:443. After bind().
   std::string url() const;
   /// Begins to accept clients and returns.
@@ -123,7 +130,7 @@ class Server : public httplib::Server {
   void park(Held connection, std::uint32_t events);
   bool process(Exchange::Stream& stream, const std::string& address, bool& connection_closed);
 
-  std::optional<std::string> bind_to(int family, const char* address);
+  std::optional<BindProblem> bind_to(int family, const char* address);
 
   const Settings settings_;
   const SslContext tls_;

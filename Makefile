@@ -37,6 +37,7 @@ MODULES  := $(filter-out $(BUILD)/chatterd.o,$(PRODUCT))
 HARNESS  := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard tests/harness/*.cpp)))
 UNIT     := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard tests/unit_*.cpp)) tests/main.cpp)
 CONTRACT := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard tests/contract_*.cpp)) tests/main.cpp)
+FAULTS   := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard tests/faults/*.cpp)) tests/main.cpp)
 
 ifeq ($(VARIANT),release)
 BINARY := chatterd
@@ -54,6 +55,9 @@ $(BUILD)/unit_tests: $(UNIT) $(MODULES)
 	$(CXX) $(PROJECT_LDFLAGS) $(LDFLAGS) -o $@ $^ $(CATCH_LIBS) $(PRODUCT_LIBS)
 
 $(BUILD)/contract_tests: $(CONTRACT) $(HARNESS)
+	$(CXX) $(PROJECT_LDFLAGS) $(LDFLAGS) -o $@ $^ $(CATCH_LIBS) $(PQ_LIBS) $(TLS_LIBS)
+
+$(BUILD)/fault_tests: $(FAULTS) $(HARNESS)
 	$(CXX) $(PROJECT_LDFLAGS) $(LDFLAGS) -o $@ $^ $(CATCH_LIBS) $(PQ_LIBS) $(TLS_LIBS)
 
 $(BUILD)/ollama_stand_in: $(BUILD)/tests/stand_in.o $(HARNESS)
@@ -75,8 +79,32 @@ stand-in: $(BUILD)/ollama_stand_in ## the stand-in for Ollama that quickstart.sh
 asan tsan: ## chatterd and unit tests under ASan+UBSan, or TSan, in build/asan or build/tsan
 	$(MAKE) VARIANT=$@ build/$@/chatterd build/$@/unit_tests
 
+# The fuzz targets are functions: the unit tests run them over their corpora, libFuzzer, in the variant
+# `fuzz`, over everything else.
+FUZZ_CXX     ?= $(shell command -v clang++ 2>/dev/null || echo clang++-14)
+FUZZ_TARGETS := request ndjson sse options http1
+FUZZ_SHARED  := $(BUILD)/tests/fuzz/reference.o $(BUILD)/tests/harness/sse.o
+FUZZ_OBJECTS := $(FUZZ_TARGETS:%=$(BUILD)/tests/fuzz/%.o) $(FUZZ_SHARED)
+FUZZ_MODULES := $(patsubst %,$(BUILD)/%.o,config http1 json_view ndjson net ollama relay request sse text)
+SANITIZE_fuzz := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+
+$(BUILD)/unit_tests: $(FUZZ_OBJECTS)
+
+ifeq ($(VARIANT),fuzz)
+PROJECT_CXXFLAGS += -fsanitize=fuzzer-no-link $(SANITIZE_fuzz) -DFUZZ_ENTRY
+
+$(FUZZ_TARGETS:%=$(BUILD)/%): $(BUILD)/%: $(BUILD)/tests/fuzz/%.o $(FUZZ_SHARED) $(FUZZ_MODULES)
+	$(CXX) $(PROJECT_LDFLAGS) -fsanitize=fuzzer $(SANITIZE_fuzz) $(LDFLAGS) -o $@ $^
+endif
+
+.PHONY: fuzz
+fuzz: ## the fuzz targets with libFuzzer, in build/fuzz; scripts/fuzz.sh runs them
+	$(MAKE) VARIANT=fuzz CXX="$(FUZZ_CXX)" $(FUZZ_TARGETS:%=build/fuzz/%)
+
+-include $(FUZZ_OBJECTS:.o=.d)
+
 .PHONY: check
-check: ## includes that point the wrong way, README's options, shell scripts
+check: ## includes that point the wrong way, shell scripts
 	scripts/check.sh
 
 .PHONY: readme
@@ -89,4 +117,4 @@ clean: ## remove what was built
 help: ## this list
 	@sed -n 's/^\([a-z][a-z -]*\):.*## /  \1: /p' Makefile
 
--include $(PRODUCT:.o=.d) $(UNIT:.o=.d) $(CONTRACT:.o=.d) $(HARNESS:.o=.d) $(BUILD)/tests/stand_in.d
+-include $(PRODUCT:.o=.d) $(UNIT:.o=.d) $(CONTRACT:.o=.d) $(FAULTS:.o=.d) $(HARNESS:.o=.d) $(BUILD)/tests/stand_in.d

@@ -140,7 +140,7 @@ int run(const Config& config) {
   set_process_limits();
   const sigset_t signals = block_signals();
   const auto address = OllamaAddress::parse(config.ollama);
-  if (!address) return refuse_configuration("--ollama: '" + config.ollama + "' is not an http:// URL such as http://localhost:11434");
+  if (!address) return refuse_configuration(std::string("--ollama: ") + kOllamaUrlWanted);
   SslContext tls;
   if (!config.http) {
     auto context = make_server_context(config.cert, config.key);

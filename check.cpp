@@ -20,7 +20,7 @@ bool report(bool usable, const std::string& what, const std::string& sentence) {
 }
 
 bool check_configuration(const Config& config) {
-  if (!OllamaAddress::parse(config.ollama)) return report(false, "configuration", "--ollama: '" + config.ollama + "' is not an http:// URL. Give one such as http://localhost:11434");
+  if (!OllamaAddress::parse(config.ollama)) return report(false, "configuration", std::string("--ollama: ") + kOllamaUrlWanted);
   return report(true, "configuration", "port " + std::to_string(config.port) + (config.http ? ", plain HTTP" : ", HTTPS"));
 }
 

@@ -5,6 +5,8 @@
 #include <charconv>
 #include <cmath>
 
+#include "text.hpp"
+
 namespace {
 
 constexpr size_t kKiB = 1024;
@@ -115,18 +117,25 @@ const Option* find_option(std::string_view name) {
   return found == std::end(kOptions) ? nullptr : &*found;
 }
 
+// A text of the user's for an error's one line: control bytes are escaped as in JSON.
+std::string one_line(std::string_view text) {
+  std::string json;
+  append_json_string(json, text);
+  return json.substr(1, json.size() - 2);
+}
+
 ConfigError wrong_value(const std::string& shown, const std::string& value, const std::string& wanted) {
-  return {shown + ": '" + value + "' is not " + wanted};
+  return {shown + ": '" + one_line(value) + "' is not " + wanted};
 }
 
 // Reads argument i, and its value when it has one; i then stands on the last argument read.
 std::optional<ConfigError> read_argument(Config& config, const std::vector<std::string>& arguments, size_t& i) {
   const std::string& argument = arguments[i];
-  if (!argument.starts_with("--")) return ConfigError{"'" + argument + "' is not an option; chatterd --help lists them"};
+  if (!argument.starts_with("--")) return ConfigError{"'" + one_line(argument) + "' is not an option; chatterd --help lists them"};
   const size_t equals = argument.find('=');
   const std::string shown = argument.substr(0, equals);
   const Option* option = find_option(std::string_view(shown).substr(2));
-  if (option == nullptr) return ConfigError{shown + " is not an option; chatterd --help lists them"};
+  if (option == nullptr) return ConfigError{one_line(shown) + " is not an option; chatterd --help lists them"};
   std::string value = "1";
   if (equals != std::string::npos) {
     value = argument.substr(equals + 1);

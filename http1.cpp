@@ -43,6 +43,12 @@ std::optional<std::uint64_t> parse_length(std::string_view digits) {
   return value;
 }
 
+// `end` is where the empty line after a head begins, if it has arrived. Until then up to three bytes of
+// it may be there already, which are not the head's.
+bool head_too_large(size_t end, size_t arrived_bytes) {
+  return end == std::string_view::npos ? arrived_bytes > kHeadBytesMax + 3 : end > kHeadBytesMax;
+}
+
 // Whether a list header, over all its lines, names `token`.
 bool lists(const Head& head, std::string_view name, std::string_view token) {
   for (std::string_view value : head.all(name)) {
@@ -190,7 +196,7 @@ RequestReader::State RequestReader::read_head() {
   while (arrived_.starts_with("\r\n")) arrived_.erase(0, 2);
   const size_t end = arrived_.find("\r\n\r\n", searched_ > 3 ? searched_ - 3 : 0);
   searched_ = arrived_.size();
-  if (std::min(end, arrived_.size()) > kHeadBytesMax) return refuse(431, "The request's headers are too large.");
+  if (head_too_large(end, arrived_.size())) return refuse(431, "The request's headers are too large.");
   if (end == std::string::npos) {
     // A first byte that can't begin a method will not become a request by waiting.
     if (!arrived_.empty() && arrived_ != "\r" && !is_token_char(arrived_.front())) return refuse(400, "This is not an HTTP request.");
@@ -233,7 +239,7 @@ bool RequestReader::read_request_line(std::string_view line) {
     return false;
   }
   const bool asterisk = target == "*" && line.starts_with("OPTIONS ");
-  if ((!target.starts_with('/') && !asterisk) || target.find(' ') != std::string_view::npos) {
+  if ((!target.starts_with('/') && !asterisk) || target.find_first_of(" \t") != std::string_view::npos) {
     refuse(400, "The request's path is malformed.");
     return false;
   }
@@ -333,7 +339,7 @@ ResponseHeadReader::State ResponseHeadReader::feed(std::string_view bytes) {
   began_ = began_ || !bytes.empty();
   while (true) {
     const size_t end = arrived_.find("\r\n\r\n");
-    if (std::min(end, arrived_.size()) > kHeadBytesMax) return State::malformed;
+    if (head_too_large(end, arrived_.size())) return State::malformed;
     if (end == std::string::npos) return State::more;
     const std::string head_text = arrived_.substr(0, end);
     arrived_.erase(0, end + 4);

@@ -19,6 +19,15 @@ struct Picker {
 
   bool at_outer(std::string_view key) const { return depth == 1 && outer_key == key; }
 
+  // Of members of the same name the last one counts, whatever its type.
+  void forget() {
+    if (outer_key == "done") line.done = false;
+    if (outer_key == "message") line.content.clear();
+    if (outer_key == "error") {
+      line.error.reset();
+      has_error = false;
+    }
+  }
   bool other_value() {
     if (at_outer("error")) has_error = true;
     return true;
@@ -41,8 +50,10 @@ struct Picker {
     if (depth == 1) {
       outer_key = std::move(text);
       inner_key.clear();
+      forget();
     } else if (depth == 2) {
       inner_key = std::move(text);
+      if (outer_key == "message" && inner_key == "content") line.content.clear();
     }
     return true;
   }

@@ -20,7 +20,7 @@ class LineSplitter {
   template <class OnLine>
   [[nodiscard]] bool feed(std::string_view bytes, OnLine&& on_line) {
     for (size_t end = bytes.find('\n'); end != std::string_view::npos; end = bytes.find('\n')) {
-      if (begun_.size() + end > line_bytes_max_) return false;
+      if (begun_.size() + end > line_bytes_max_) return refuse();
       if (begun_.empty()) {
         emit(bytes.substr(0, end), on_line);
       } else {
@@ -30,7 +30,7 @@ class LineSplitter {
       }
       bytes.remove_prefix(end + 1);
     }
-    if (begun_.size() + bytes.size() > line_bytes_max_) return false;
+    if (begun_.size() + bytes.size() > line_bytes_max_) return refuse();
     begun_.append(bytes);
     return true;
   }
@@ -43,6 +43,11 @@ class LineSplitter {
   }
 
  private:
+  // Of a line that is too long nothing is left for finish(), however much of it had arrived before.
+  bool refuse() {
+    begun_.clear();
+    return false;
+  }
   template <class OnLine>
   static void emit(std::string_view line, OnLine&& on_line) {
     while (!line.empty() && line.back() == '\r') line.remove_suffix(1);

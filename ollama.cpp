@@ -44,7 +44,9 @@ std::optional<OllamaAddress> OllamaAddress::parse(std::string_view url) {
   std::string_view authority = url.substr(0, slash);
   std::string_view path = url.substr(slash);
   while (path.ends_with('/')) path.remove_suffix(1);
-  if (url.find_first_of(" \r\n\t?#@") != std::string_view::npos) return std::nullopt;
+  // All of it but the scheme stands in each request's head, where a control byte would break it.
+  const auto breaks = [](char c) { return static_cast<unsigned char>(c) <= ' ' || c == 0x7f; };
+  if (url.find_first_of("?#@") != std::string_view::npos || std::any_of(url.begin(), url.end(), breaks)) return std::nullopt;
 
   OllamaAddress address;
   address.host_header = authority;

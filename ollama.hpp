@@ -29,6 +29,9 @@ struct OllamaAddress {
   static std::optional<OllamaAddress> parse(std::string_view url);
 };
 
+/// What to say of a URL that parse() refuses.
+constexpr const char* kOllamaUrlWanted = "the value is not an http:// URL such as http://localhost:11434";
+
 class Ollama;
 
 /// One request under way. Belongs to one thread; when it is destroyed before its end the connection

@@ -90,10 +90,12 @@ Server::Settings server_settings(const Config& config) {
   return settings;
 }
 
-int refuse_configuration(const std::string& line) {
-  std::cerr << "chatterd: " + line + "\n" << std::flush;
-  return kExitConfiguration;
+int fail(const StartProblem& problem) {
+  std::cerr << "chatterd: " + problem.sentence + "\n" << std::flush;
+  return problem.wrong_configuration ? kExitConfiguration : kExitFailure;
 }
+
+int refuse_configuration(const std::string& line) { return fail({true, line}); }
 
 // SIGHUP: what may change without a restart is read again; what can't be used leaves all as it was.
 void reload(Services& services) {
@@ -103,11 +105,6 @@ void reload(Services& services) {
   } else {
     LogLine(LogLevel::info, "reloaded");
   }
-}
-
-int fail(const std::string& sentence) {
-  std::cerr << "chatterd: " + sentence + "\n" << std::flush;
-  return kExitFailure;
 }
 
 // Serves until a signal to end; a second one ends at once, whatever is under way.
@@ -159,7 +156,7 @@ int run(const Config& config) {
   Server server(server_settings(config), std::move(tls));
   register_routes(server, services);
   // The last things that may need root: the port and the state folder.
-  if (const auto problem = server.bind()) return problem->wrong_host ? refuse_configuration(problem->sentence) : fail(problem->sentence);
+  if (const auto problem = server.bind()) return fail(*problem);
   const std::string state_folder = config.state_dir.empty() ? default_state_folder() : config.state_dir;
   if (const auto problem = spool.open(state_folder, database_name(conninfo))) {
     if (!config.state_dir.empty()) return refuse_configuration(*problem);

@@ -22,18 +22,18 @@ const passwd* find_user(const std::string& user) {
 
 }  // namespace
 
-std::optional<std::string> drop_root(const std::string& user) {
+std::optional<StartProblem> drop_root(const std::string& user) {
   if (geteuid() != 0) return std::nullopt;
   const passwd* target = find_user(user);
-  if (target == nullptr) return "--user: there is no user " + (user.empty() ? "nobody" : user) + " on this machine.";
+  if (target == nullptr) return StartProblem{true, "--user: there is no user " + (user.empty() ? "nobody" : user) + " on this machine."};
   // Somebody who asks for root by name gets it.
   if (target->pw_uid == 0) return std::nullopt;
   if (setgroups(0, nullptr) != 0 || setresgid(target->pw_gid, target->pw_gid, target->pw_gid) != 0 ||
       setresuid(target->pw_uid, target->pw_uid, target->pw_uid) != 0) {
-    return "Root could not be given up: " + errno_text(errno) + ".";
+    return StartProblem{false, "Root could not be given up: " + errno_text(errno) + "."};
   }
   if (setuid(0) == 0 || seteuid(0) == 0 || getuid() != target->pw_uid || getgid() != target->pw_gid) {
-    return std::string("Root could not be given up for good.");
+    return StartProblem{false, "Root could not be given up for good."};
   }
   // What is started from here gains no rights by set-user-id files.
   prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);

@@ -4,7 +4,9 @@
 #include <optional>
 #include <string>
 
+#include "result.hpp"
+
 /// Becomes `user` for good, with its own group alone, when this process is root; otherwise does
-/// nothing. Empty: the user who called sudo, else nobody. Returns what is wrong, as a sentence. Call it
-/// before any thread is started.
-std::optional<std::string> drop_root(const std::string& user);
+/// nothing. Empty: the user who called sudo, else nobody. Call it before any
+/// thread is started; after a problem nothing may be served.
+std::optional<StartProblem> drop_root(const std::string& user);

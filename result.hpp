@@ -1,6 +1,7 @@
 // A value or the reason why there is none: how expected failures travel inside chatterd.
 #pragma once
 
+#include <string>
 #include <utility>
 #include <variant>
 
@@ -19,4 +20,11 @@ class [[nodiscard]] Result {
 
  private:
   std::variant<T, E> held_;
+};
+
+/// Why chatterd can't start, as a sentence for the operator: a configuration that is wrong, or
+/// something outside of it.
+struct StartProblem {
+  bool wrong_configuration;
+  std::string sentence;
 };

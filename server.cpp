@@ -62,14 +62,14 @@ Server::~Server() {
   if (door_.joinable()) stop(milliseconds(0));
 }
 
-std::optional<Server::BindProblem> Server::bind() {
+std::optional<StartProblem> Server::bind() {
   if (!settings_.host.empty()) return bind_to(AF_UNSPEC, settings_.host.c_str());
   // One socket for both families; without IPv6 on this machine, IPv4 alone.
   if (auto problem = bind_to(AF_INET6, "::"); !problem || errno != EAFNOSUPPORT) return problem;
   return bind_to(AF_INET, "0.0.0.0");
 }
 
-std::optional<Server::BindProblem> Server::bind_to(int family, const char* host) {
+std::optional<StartProblem> Server::bind_to(int family, const char* host) {
   const std::string port = std::to_string(settings_.port);
   addrinfo hints{};
   hints.ai_family = family;
@@ -77,7 +77,7 @@ std::optional<Server::BindProblem> Server::bind_to(int family, const char* host)
   hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
   addrinfo* found = nullptr;
   if (const int error = ::getaddrinfo(host, port.c_str(), &hints, &found); error != 0) {
-    return BindProblem{true, "--host: '" + std::string(host) + "' is not an address: " + ::gai_strerror(error)};
+    return StartProblem{true, "--host: '" + std::string(host) + "' is not an address: " + ::gai_strerror(error)};
   }
   const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> guard(found, ::freeaddrinfo);
   listener_.reset(::socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
@@ -92,7 +92,7 @@ std::optional<Server::BindProblem> Server::bind_to(int family, const char* host)
     if (error == EADDRINUSE) problem += ". Another server is running there: stop it, or choose another --port.";
     if (error == EACCES) problem += ". Ports under 1024 need root: run it by sudo, or choose a higher --port.";
     errno = error;
-    return BindProblem{false, std::move(problem)};
+    return StartProblem{false, std::move(problem)};
   }
   // httplib ends a response early when it believes to be stopped, which it sees by its own listener.
   svr_sock_ = listener_.get();

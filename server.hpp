@@ -20,6 +20,7 @@
 
 #include "connection.hpp"
 #include "net.hpp"
+#include "result.hpp"
 #include "tls.hpp"
 #include "workers.hpp"
 
@@ -92,14 +93,8 @@ class Server : public httplib::Server {
   Server(Settings settings, SslContext tls);
   ~Server() override;
 
-  /// Why there is no port to serve on: the host that was given, or something outside.
-  struct BindProblem {
-    bool wrong_host;
-    std::string sentence;
-  };
-
   /// Takes the port.
-  std::optional<BindProblem> bind();
+  std::optional<StartProblem> bind();
   /// The address it serves, such as https://[::]:443. After bind().
   std::string url() const;
   /// Begins to accept clients and returns.
@@ -130,7 +125,7 @@ class Server : public httplib::Server {
   void park(Held connection, std::uint32_t events);
   bool process(Exchange::Stream& stream, const std::string& address, bool& connection_closed);
 
-  std::optional<BindProblem> bind_to(int family, const char* address);
+  std::optional<StartProblem> bind_to(int family, const char* address);
 
   const Settings settings_;
   const SslContext tls_;

@@ -1,6 +1,8 @@
 #include "db_connection.hpp"
 
 #include <algorithm>
+#include <cstdint>
+#include <cstdlib>
 
 namespace db_internal {
 namespace {
@@ -10,8 +12,16 @@ std::string_view first_line(const char* text) {
   return all.substr(0, all.find('\n'));
 }
 
+// The last statement of every transaction: fails, and with it the whole, once the deadline is over by the
+// server's clock. So what was given up is never done later, behind what has come after it.
+constexpr Statement kInTime = {"in_time", "SELECT 1 / (extract(epoch FROM clock_timestamp() - '2000-01-01Z') * 1000000 < $1::bigint)::int"};
+constexpr std::string_view kTooLate = "22012";  // division by zero
+constexpr const char* kServerTime = "SELECT (extract(epoch FROM clock_timestamp() - '2000-01-01Z') * 1000000)::bigint";
+
 // The one place that decides what an SQLSTATE means (PostgreSQL's documentation, appendix A).
 DbFault fault_of(std::string_view sqlstate) {
+  // Nothing was done, and if there is time left a new connection will know the server's clock better.
+  if (sqlstate == kTooLate) return DbFault::retry;
   if (sqlstate.starts_with("22") || sqlstate.starts_with("23")) return DbFault::refused;
   // 57P01: an idle session was ended just when it was wanted again.
   if (sqlstate == "40001" || sqlstate == "40P01" || sqlstate == "26000" || sqlstate == "0A000" || sqlstate == "57P01") return DbFault::retry;
@@ -28,7 +38,7 @@ DbFault fault_of(std::string_view sqlstate) {
 // can't write, or has lost its prepared statements.
 bool poisons_connection(std::string_view sqlstate) {
   return sqlstate.empty() || sqlstate.starts_with("08") || sqlstate.starts_with("57P") || sqlstate == "25006" ||
-         sqlstate == "26000" || sqlstate == "0A000";
+         sqlstate == "26000" || sqlstate == "0A000" || sqlstate == kTooLate;  // the server's clock may have been set
 }
 
 }  // namespace
@@ -65,13 +75,18 @@ std::optional<DbFailure> Connection::prepare(std::span<const Statement> statemen
   // The server too gives a statement up once nobody waits for it any more.
   const std::string limit = "SET statement_timeout = " + std::to_string(std::max<long long>(1, statement_timeout.count()));
   bool sent = PQenterPipelineMode(pg_.get()) == 1 &&
-              PQsendQueryParams(pg_.get(), limit.c_str(), 0, nullptr, nullptr, nullptr, nullptr, 0) == 1;
+              PQsendQueryParams(pg_.get(), limit.c_str(), 0, nullptr, nullptr, nullptr, nullptr, 0) == 1 &&
+              PQsendQueryParams(pg_.get(), kServerTime, 0, nullptr, nullptr, nullptr, nullptr, 0) == 1 &&
+              PQsendPrepare(pg_.get(), kInTime.name, kInTime.sql, 0, nullptr) == 1;
   for (const Statement& statement : statements) {
     sent = sent && PQsendPrepare(pg_.get(), statement.name, statement.sql, 0, nullptr) == 1;
   }
   if (!sent || PQpipelineSync(pg_.get()) != 1) return lost(false);
-  auto results = collect(statements.size() + 1, deadline);
+  auto results = collect(statements.size() + 3, deadline);
   if (!results.ok()) return results.error();
+  // The answer was on its way for a while: a deadline may come early by that, but never late.
+  server_time_us_ = std::strtoll(PQgetvalue(results.value()[1].get(), 0, 0), nullptr, 10);
+  server_time_at_ = Clock::now();
   return std::nullopt;
 }
 
@@ -82,9 +97,15 @@ Result<std::vector<PgResult>, DbFailure> Connection::run(std::span<const Executi
       return lost(false);
     }
   }
+  const auto left = std::chrono::duration_cast<std::chrono::microseconds>(deadline.at() - server_time_at_);
+  const std::string end = std::to_string(server_time_us_ + left.count());
+  const char* const parameter = end.c_str();
+  if (PQsendQueryPrepared(pg_.get(), kInTime.name, 1, &parameter, nullptr, nullptr, /*resultFormat=*/1) != 1) return lost(false);
   // Nothing can have been committed before the sync is sent.
   if (PQpipelineSync(pg_.get()) != 1) return lost(true);
-  return collect(executions.size(), deadline);
+  auto results = collect(executions.size() + 1, deadline);
+  if (results.ok()) results.value().pop_back();
+  return results;
 }
 
 Result<std::vector<PgResult>, DbFailure> Connection::collect(size_t results_expected, Deadline deadline) {

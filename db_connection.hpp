@@ -50,7 +50,8 @@ class Connection {
 
   /// Sends all executions at once and waits for all results, one for each, rows in binary format. They
   /// are one transaction in one round trip: either all happen or, on any failure, none; except that
-  /// with DbFailure::outcome_unknown it can't be known.
+  /// with DbFailure::outcome_unknown it can't be known. Even then they don't happen after the deadline:
+  /// a server that was frozen, or gets them late, refuses them by its own clock.
   Result<std::vector<PgResult>, DbFailure> run(std::span<const Execution> executions, Deadline deadline);
 
   /// Runs SQL text of several statements as it is, outside a pipeline. Returns the last result.
@@ -77,6 +78,9 @@ class Connection {
 
   PgConn pg_;
   bool usable_ = true;
+  // The server's clock, in microseconds since 2000, and ours when its answer had come.
+  std::int64_t server_time_us_ = 0;
+  Clock::time_point server_time_at_{};
 };
 
 }  // namespace db_internal

@@ -19,6 +19,8 @@ namespace {
 constexpr int kBacklog = 4096;
 // How long the door waits before it tries accept() again after it failed for lack of descriptors.
 constexpr auto kAcceptPause = milliseconds(100);
+// How often the log says so.
+constexpr auto kAcceptTold = std::chrono::seconds(10);
 // For a client to read a refusal before the connection goes: closing at once would reset it.
 constexpr auto kLingerMax = std::chrono::seconds(2);
 // Of a body that was refused, this much more is thrown away, for clients that read only when they have
@@ -27,6 +29,8 @@ constexpr size_t kLingerBytesMax = size_t{1} << 20;
 // Beyond --drain: for streams to say that they end, and for their replies to be stored.
 constexpr auto kStopMax = std::chrono::seconds(10);
 constexpr int kEventsMax = 256;
+// Connections that have gone before accept() took them, in one go.
+constexpr int kAcceptFailuresMax = 64;
 
 std::string text_of(const sockaddr_storage& address) {
   std::array<char, NI_MAXHOST> host{};
@@ -159,15 +163,17 @@ void Server::keep_door() {
 }
 
 void Server::accept_clients() {
+  int failures = 0;
   for (int i = 0; i < kEventsMax; ++i) {
     sockaddr_storage address{};
     socklen_t length = sizeof address;
     UniqueFd socket(::accept4(listener_.get(), reinterpret_cast<sockaddr*>(&address), &length, SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (!socket) {
       if (errno == EAGAIN) return;
-      // The connection that was there has gone again: on to the next (accept(2), "Error handling").
-      if (errno == EINTR || errno == ECONNABORTED || errno == EPROTO || errno == ENETDOWN || errno == ENETUNREACH ||
-          errno == EHOSTDOWN || errno == EHOSTUNREACH || errno == ENONET || errno == EOPNOTSUPP || errno == ENOPROTOOPT) {
+      // The connection that was there has gone again: on to the next (accept(2), "Error handling"). But
+      // where that never ends, something else is wrong.
+      if (++failures < kAcceptFailuresMax && (errno == EINTR || errno == ECONNABORTED || errno == EPROTO || errno == ENETDOWN || errno == ENETUNREACH ||
+          errno == EHOSTDOWN || errno == EHOSTUNREACH || errno == ENONET || errno == EOPNOTSUPP || errno == ENOPROTOOPT)) {
         continue;
       }
       return pause_accepting(errno);
@@ -198,7 +204,8 @@ void Server::admit(UniqueFd socket, std::string address) {
 // Descriptors or memory have run out. The listener stays readable: without a pause this would spin.
 void Server::pause_accepting(int error) {
   const bool evicted = evict_idle();
-  if (accept_again_at_ == Clock::time_point{}) {
+  if (Clock::now() >= accept_told_at_ + kAcceptTold) {
+    accept_told_at_ = Clock::now();
     LogLine(LogLevel::warning, "accept_failed").add("reason", errno_text(error)).add("idle_closed", evicted ? 1 : 0);
   }
   accept_again_at_ = Clock::now() + kAcceptPause;

@@ -133,7 +133,8 @@ class Server : public httplib::Server {
   UniqueFd epoll_;
   UniqueFd door_event_;  // eventfd: ends the door
   UniqueFd stop_event_;  // eventfd: readable once streams have to end
-  Clock::time_point accept_again_at_{};
+  Clock::time_point accept_again_at_{};  // used by the door only
+  Clock::time_point accept_told_at_{};   // likewise
   std::atomic<bool> draining_{false};
   std::atomic<size_t> connections_{0};
 

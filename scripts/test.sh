@@ -3,6 +3,8 @@
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=scripts/test-lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/test-lib.sh"
 
 usage() {
   cat <<'END'
@@ -40,36 +42,12 @@ done
 
 program_limit_s=900 # a test program that runs longer hangs
 
-# Everything is in one folder that is gone at the end, whatever the end is.
-work=''
-clean_up() {
-  trap '' INT TERM HUP # once is enough
-  private_db_stop
-  [[ -z $work ]] || rm -rf "$work"
-}
-trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-trap 'exit 129' HUP
-
 passed=0 failed=0
 count() {
   passed=$((passed + $1)) failed=$((failed + $2))
 }
 
 # ---- What the test programs print ----
-
-# The number of test cases in the closing lines of Catch2 2 or 3, as "PASSED FAILED"; fails if there are none.
-#   All tests passed (20 assertions in 4 test cases)
-#   test cases: 10 | 7 passed | 2 failed | 1 skipped
-catch_counts() {
-  local line passed=0 failed=0
-  line=$(grep -E '^(All tests passed|test cases:|No tests ran|No test cases matched)' "$1" | tail -n 1) || return 1
-  if [[ $line =~ \ in\ ([0-9]+)\ test\ case ]]; then passed=${BASH_REMATCH[1]}; fi
-  if [[ $line =~ ([0-9]+)\ passed ]]; then passed=${BASH_REMATCH[1]}; fi
-  if [[ $line =~ ([0-9]+)\ failed\ *($|\|) ]]; then failed=${BASH_REMATCH[1]}; fi
-  printf '%s %s\n' "$passed" "$failed"
-}
 
 # run_catch NAME PROGRAM: shows what the program shows (failures and a summary) and counts.
 run_catch() {
@@ -105,6 +83,22 @@ run_script_tests() {
   ((status == 0)) || grep -q '^FAILED: ' "$work/output" || program_failed 'tests/scripts_test.sh' "$status"
 }
 
+# The short cases of the catalogue of faults, by its own script.
+run_short_faults() {
+  [[ -z $filter ]] || return 0
+  local jobs=4
+  [[ $1 != tsan ]] || jobs=2 # under TSan more of them get in the way of each other's deadlines
+  say "Short faults ($1)"
+  "$checkout/scripts/faults.sh" --variant "$1" --jobs "$jobs" '[short]' </dev/null >"$work/output" 2>&1 || true
+  if [[ $(tail -n 1 "$work/output") =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
+    count "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}"
+    ((BASH_REMATCH[2] == 0)) || sed '$d' "$work/output"
+  else
+    cat "$work/output"
+    program_failed scripts/faults.sh '?'
+  fi
+}
+
 run_check() {
   [[ -z $filter ]] || return 0
   say 'Includes, options, shellcheck'
@@ -112,13 +106,6 @@ run_check() {
 }
 
 # ---- Variants ----
-
-# Reports of the sanitizers end the program with a status that no test gives, and so are counted.
-export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0:exitcode=99
-export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:exitcode=99
-# TSan sees only half of what the libraries do that are not built with it, and takes their one-time
-# initialisations for races. A second SIGTERM ends chatterd with its threads at work, on purpose.
-export TSAN_OPTIONS=halt_on_error=0:exitcode=99:second_deadlock_stack=1:ignore_noninstrumented_modules=1:report_thread_leaks=0
 
 build() {
   say "Building ($1)"
@@ -129,30 +116,19 @@ build() {
 run_variant() {
   local variant=$1
   build "$variant"
-  CHATTERD_BIN=$checkout/chatterd
-  [[ $variant == release ]] || CHATTERD_BIN=$checkout/build/$variant/chatterd
+  CHATTERD_BIN=$(binary_of "$variant")
   export CHATTERD_BIN
-  wrapper=()
-  # g++ 12's ThreadSanitizer does not know the address layouts of recent kernels.
-  if [[ $variant == tsan ]] && setarch -R true 2>/dev/null; then wrapper=(setarch -R); fi
+  choose_wrapper "$variant"
   run_catch "Unit tests ($variant)" "$checkout/build/$variant/unit_tests"
   run_catch "Contract tests ($variant)" "$checkout/build/release/contract_tests"
+  run_short_faults "$variant"
   [[ $variant != release ]] || run_check
   [[ $variant != release ]] || run_script_tests
 }
 
-need_packages "${build_packages[@]}" catch2 shellcheck postgresql-server
-# Settings of chatterd or libpq in the caller's environment are not the tests' business.
-unset "${!PG@}" "${!CHATTERD_@}"
-work=$(mktemp -d "${TMPDIR:-/tmp}/chatterd-test.XXXXXX")
-chmod 711 "$work" # for the user that PostgreSQL runs as
-# The tests make roles without passwords, with no rights but on databases that are gone in minutes. The
-# superuser does need one.
-db_auth=trust
-private_db_start "$work" max_connections=200 fsync=off
-export CHATTERD_TEST_DB="host=127.0.0.1 port=$db_port user=postgres dbname=postgres password=$db_password"
-export PGPASSWORD=$db_password
-export STATE_DIRECTORY=$work/state # where chatterd keeps waiting replies, instead of below /var/lib or $HOME
+need_packages "${build_packages[@]}" catch2 shellcheck postgresql-server strace
+make_work_folder
+start_test_database
 cd "$checkout"
 for variant in "${variants[@]}"; do run_variant "$variant"; done
 say "$passed passed, $failed failed"

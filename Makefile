@@ -6,6 +6,8 @@
 
 CXX      ?= g++
 CXXFLAGS ?= -O2 -g
+# The tests wait more than they compute: compiling them is what takes time.
+TEST_CXXFLAGS ?= -O0 -g
 PKG_CONFIG ?= pkg-config
 VARIANT  ?= release
 BUILD    := build/$(VARIANT)
@@ -65,7 +67,7 @@ $(BUILD)/ollama_stand_in: $(BUILD)/tests/stand_in.o $(HARNESS)
 
 $(BUILD)/%.o: %.cpp
 	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS) $(PROJECT_CXXFLAGS) $(CPPFLAGS) -MMD -MP -c -o $@ $<
+	$(CXX) $(if $(filter tests/%,$<),$(TEST_CXXFLAGS),$(CXXFLAGS)) $(PROJECT_CXXFLAGS) $(CPPFLAGS) -MMD -MP -c -o $@ $<
 
 # schema.sql is compiled in, so that the binary alone can make the table.
 $(BUILD)/db_schema.o: $(BUILD)/schema_sql.inc
@@ -74,7 +76,7 @@ $(BUILD)/schema_sql.inc: schema.sql
 	{ printf 'R"sql('; cat $<; printf ')sql"\n'; } >$@
 
 .PHONY: tests stand-in asan tsan
-tests: $(BINARY) $(BUILD)/unit_tests $(BUILD)/contract_tests ## chatterd and its test programs
+tests: $(BINARY) $(BUILD)/unit_tests $(BUILD)/contract_tests $(BUILD)/fault_tests ## chatterd and its test programs
 stand-in: $(BUILD)/ollama_stand_in ## the stand-in for Ollama that quickstart.sh uses
 asan tsan: ## chatterd and unit tests under ASan+UBSan, or TSan, in build/asan or build/tsan
 	$(MAKE) VARIANT=$@ build/$@/chatterd build/$@/unit_tests

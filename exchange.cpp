@@ -35,6 +35,8 @@ class Exchange::Stream : public httplib::Stream {
     std::string_view& from = head_.empty() ? body_ : head_;
     const size_t count = from.copy(out, size);
     from.remove_prefix(count);
+    // The library has a copy now; a stream may last for long.
+    if (head_.empty() && body_.empty()) exchange_.connection_.reader.release_body();
     return static_cast<ssize_t>(count);
   }
   ssize_t write(const char* data, size_t size) { return exchange_.hold({data, size}) ? static_cast<ssize_t>(size) : -1; }

@@ -175,8 +175,7 @@ RequestReader::State RequestReader::next() {
   searched_ = 0;
   method_.clear();
   path_.clear();
-  // A body may have been large; an idle connection keeps nothing of it.
-  body_ = std::string();
+  release_body();  // it may have been large; an idle connection keeps nothing of it
   canonical_head_.clear();
   expect_continue_ = length_missing_ = false;
   if (arrived_.empty()) {

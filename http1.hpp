@@ -103,6 +103,8 @@ class RequestReader {
   /// The request for cpp-httplib: the request line, those headers that handlers read, Content-Length.
   const std::string& canonical_head() const { return canonical_head_; }
   const std::string& body() const { return body_; }
+  /// Frees the body's memory, when it has been passed on.
+  void release_body() { body_ = std::string(); }
   bool length_missing() const { return length_missing_; }  ///< a POST with neither length nor chunks
 
   const std::string& authorization() const { return authorization_; }  ///< the header's value, "" without one

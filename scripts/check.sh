@@ -110,7 +110,7 @@ check_scripts() {
   fi
   while IFS= read -r line; do
     problem "$line"
-  done < <(shellcheck --external-sources --format=gcc "${scripts[@]}" || true)
+  done < <(shellcheck --format=gcc "${scripts[@]}" || true)
 }
 
 read_layers

@@ -15,7 +15,7 @@ and runs them, two at a time. Prints one line per target; the exit status is 1 i
 input that shows it is kept in build/fuzz/findings; build/fuzz/TARGET FILE runs it again.
   --seconds    for each target (default 600)
   TARGET       ${all_targets[*]} (default: all)
-Each run begins with tests/fuzz/corpus/TARGET and with what earlier runs have left in build/fuzz/work.
+Each run begins with tests/fuzz/corpus/TARGET and with what earlier runs have left in build/fuzz/grown.
 END
 }
 
@@ -70,10 +70,10 @@ statistic() { sed -n "s/^stat::$2: *//p" "$1" | tail -n 1; }
 
 start_target() {
   local target=$1
-  mkdir -p "$out/work/$target" "$out/findings"
+  mkdir -p "$out/grown/$target" "$out/findings"
   # The length grows faster than by default: a whole request is longer than most of libFuzzer's inputs.
   "$out/$target" -max_total_time="$seconds" -timeout="$input_limit_s" -max_len="$input_bytes_max" -len_control=20 \
-    -print_final_stats=1 -artifact_prefix="$out/findings/$target-" "$out/work/$target" "tests/fuzz/corpus/$target" \
+    -print_final_stats=1 -artifact_prefix="$out/findings/$target-" "$out/grown/$target" "tests/fuzz/corpus/$target" \
     </dev/null >"$out/$target.log" 2>&1 &
   running[$!]=$target
 }

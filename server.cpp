@@ -254,6 +254,8 @@ int Server::handle_deadlines() {
   }
   for (Held& connection : late) {
     if (connection->phase == Connection::Phase::body) {
+      // No event has come for it: what comes from now on must not reach the door, which has it no more.
+      ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection->fd(), nullptr);
       connection->timed_out = true;
       workers_->submit(std::move(connection));
     } else {
@@ -288,7 +290,8 @@ void Server::park(Held connection, std::uint32_t events) {
   event.events = events | EPOLLONESHOT;
   if (events != 0) event.events |= EPOLLRDHUP;
   event.data.ptr = raw;
-  ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, raw->fd(), &event);
+  // One whose deadline has passed at the door was taken off the epoll.
+  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, raw->fd(), &event) != 0) ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, raw->fd(), &event);
 }
 
 // ---- Serving, on a worker ----

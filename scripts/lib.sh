@@ -112,6 +112,7 @@ allow_main_cluster() {
 launch() {
   local signal=$1 log=$2
   shift 2
+  : >"$log" # here, not only by the guard: what an earlier run wrote must not be read as this one's
   # shellcheck disable=SC2016  # expanded by the guard
   setsid setpriv --pdeathsig TERM bash -c '
     signal=$1 child="" told=""

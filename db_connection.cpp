@@ -54,6 +54,8 @@ Result<std::unique_ptr<Connection>, DbFailure> Connection::open(const std::strin
 }
 
 std::optional<DbFailure> Connection::connect(Deadline deadline) {
+  // Notices, also those of a server that ends while we connect, would go to standard error as they are.
+  if (pg_) PQsetNoticeProcessor(pg_.get(), [](void*, const char*) {}, nullptr);
   PostgresPollingStatusType state = PGRES_POLLING_WRITING;
   while (pg_ && PQstatus(pg_.get()) != CONNECTION_BAD && state != PGRES_POLLING_OK && state != PGRES_POLLING_FAILED) {
     if (!wait(state == PGRES_POLLING_READING ? POLLIN : POLLOUT, deadline)) {
@@ -65,8 +67,6 @@ std::optional<DbFailure> Connection::connect(Deadline deadline) {
     return DbFailure{DbFault::unavailable, false, std::string(first_line(PQerrorMessage(pg_.get())))};
   }
   PQsetnonblocking(pg_.get(), 1);
-  // Notices would go to standard error as they are.
-  PQsetNoticeProcessor(pg_.get(), [](void*, const char*) {}, nullptr);
   return std::nullopt;
 }
 

@@ -38,7 +38,6 @@ struct DbFailure {
   DbFault fault;
   bool outcome_unknown;  ///< the change may have been made or not; false: it was not made
   std::string detail;    ///< for the log: no values, no text of a message
-  bool sqlstate_known = false;
 };
 
 /// Rows of a result, as views into it. Belongs to one thread.

@@ -133,7 +133,7 @@ Result<std::vector<PgResult>, DbFailure> Connection::collect(size_t results_expe
           // With all results in, the commit may have been made before the session ended.
           if (results.size() == results_expected) return lost(true);
           if (!failure) failure = failure_of(result.get());
-          if (PQstatus(pg_.get()) == CONNECTION_BAD) return failure->sqlstate_known ? *failure : lost(true);
+          if (PQstatus(pg_.get()) == CONNECTION_BAD) return failure->outcome_unknown ? lost(true) : *failure;
       }
     }
   }
@@ -187,9 +187,7 @@ DbFailure Connection::failure_of(const PGresult* result) {
   const char* code = PQresultErrorField(result, PG_DIAG_SQLSTATE);
   const std::string sqlstate = code == nullptr ? "" : code;
   if (poisons_connection(sqlstate)) usable_ = false;
-  DbFailure failure{fault_of(sqlstate), sqlstate.empty(), sqlstate.empty() ? "the connection broke" : "SQLSTATE " + sqlstate};
-  failure.sqlstate_known = !sqlstate.empty();
-  return failure;
+  return {fault_of(sqlstate), sqlstate.empty(), sqlstate.empty() ? "the connection broke" : "SQLSTATE " + sqlstate};
 }
 
 bool Connection::wait(short events, Deadline deadline) const {

@@ -25,20 +25,20 @@ Workers::~Workers() {
 }
 
 void Workers::submit(Job job) {
-  std::list<std::thread> finished;
-  {
-    const std::lock_guard lock(mutex_);
-    finished.swap(finished_);
-    if (!sleepers_.empty()) {
-      Sleeper* sleeper = sleepers_.back();
-      sleepers_.pop_back();
-      sleeper->job = std::move(job);
-      sleeper->wake.notify_one();
-    } else if (threads_.size() >= threads_max_ || !start_thread(job)) {
-      if (!threads_.empty()) queue_.push_back(std::move(job));
-    }
+  const std::lock_guard lock(mutex_);
+  if (!sleepers_.empty()) {
+    Sleeper* sleeper = sleepers_.back();
+    sleepers_.pop_back();
+    sleeper->job = std::move(job);
+    sleeper->wake.notify_one();
+  } else if (threads_.size() >= threads_max_ || !start_thread(job)) {
+    if (!threads_.empty()) queue_.push_back(std::move(job));
   }
-  for (std::thread& thread : finished) thread.join();
+}
+
+size_t Workers::threads() {
+  const std::lock_guard lock(mutex_);
+  return threads_.size();
 }
 
 bool Workers::start_thread(Job& job) {
@@ -60,9 +60,15 @@ void Workers::run(std::list<std::thread>::iterator self, Job job) {
     serve_(std::move(job));
     job = next_job();
   }
-  const std::lock_guard lock(mutex_);
-  finished_.splice(finished_.end(), threads_, self);
-  ended_.notify_all();
+  // Each that ends joins those before it, so that their stacks are given back without a caller's help.
+  std::list<std::thread> finished;
+  {
+    const std::lock_guard lock(mutex_);
+    finished.swap(finished_);
+    finished_.splice(finished_.end(), threads_, self);
+    ended_.notify_all();
+  }
+  for (std::thread& thread : finished) thread.join();
 }
 
 // The next job for this thread; null when there has been none for a while.

@@ -29,6 +29,8 @@ class Workers {
   /// Any thread. With all threads at work the job waits its turn. When not even one thread can be
   /// started the job is dropped, and its connection closed.
   void submit(Job job);
+  /// How many threads there are now.
+  size_t threads();
 
  private:
   struct Sleeper {

@@ -5,13 +5,6 @@
 
 #include <cerrno>
 
-namespace {
-
-// One read; a TLS record holds at most this much.
-constexpr size_t kReadBytes = 16 * 1024;
-
-}  // namespace
-
 Connection::Connection(UniqueFd socket, Ssl ssl, std::string address, size_t body_bytes_max)
     : reader(body_bytes_max), socket_(std::move(socket)), ssl_(std::move(ssl)), address_(std::move(address)), handshaken_(ssl_ == nullptr) {
   if (ssl_) {
@@ -37,20 +30,19 @@ Connection::Io Connection::handshake() {
   return Io::done;
 }
 
-Connection::Io Connection::read(std::string_view& bytes) {
-  thread_local char buffer[kReadBytes];
+Connection::Io Connection::read(std::span<char> buffer, std::string_view& bytes) {
   bytes = {};
   if (ssl_) {
     ERR_clear_error();
-    const int count = SSL_read(ssl_.get(), buffer, static_cast<int>(sizeof buffer));
+    const int count = SSL_read(ssl_.get(), buffer.data(), static_cast<int>(buffer.size()));
     if (count <= 0) return ssl_outcome(count);
-    bytes = {buffer, static_cast<size_t>(count)};
+    bytes = {buffer.data(), static_cast<size_t>(count)};
     return Io::done;
   }
   while (true) {
-    const ssize_t count = ::recv(socket_.get(), buffer, sizeof buffer, 0);
+    const ssize_t count = ::recv(socket_.get(), buffer.data(), buffer.size(), 0);
     if (count > 0) {
-      bytes = {buffer, static_cast<size_t>(count)};
+      bytes = {buffer.data(), static_cast<size_t>(count)};
       return Io::done;
     }
     if (count < 0 && errno == EINTR) continue;
@@ -58,7 +50,7 @@ Connection::Io Connection::read(std::string_view& bytes) {
   }
 }
 
-bool Connection::write(std::string_view data, Deadline write_deadline, bool until_half_close) {
+Connection::Io Connection::write_some(std::string_view& data) {
   while (!data.empty()) {
     ssize_t count = 0;
     Io outcome = Io::wants_write;
@@ -71,16 +63,21 @@ bool Connection::write(std::string_view data, Deadline write_deadline, bool unti
       if (count < 0 && errno == EINTR) continue;
       if (count < 0 && errno != EAGAIN) outcome = Io::closed;
     }
-    if (count > 0) {
-      data.remove_prefix(static_cast<size_t>(count));
-      continue;
-    }
+    if (count <= 0) return outcome;
+    data.remove_prefix(static_cast<size_t>(count));
+  }
+  return Io::done;
+}
+
+bool Connection::write(std::string_view data, Deadline write_deadline, bool until_half_close) {
+  const short gone = static_cast<short>(POLLERR | POLLHUP | (until_half_close ? POLLRDHUP : 0));
+  while (true) {
+    const Io outcome = write_some(data);
+    if (outcome == Io::done) return true;
     if (outcome == Io::closed) return false;
-    const short gone = static_cast<short>(POLLERR | POLLHUP | (until_half_close ? POLLRDHUP : 0));
     pollfd watched{socket_.get(), static_cast<short>((outcome == Io::wants_read ? POLLIN : POLLOUT) | (gone & POLLRDHUP)), 0};
     if (::poll(&watched, 1, write_deadline.left_ms()) == 0 || (watched.revents & gone) != 0) return false;
   }
-  return true;
 }
 
 void Connection::finish_writing() {

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -28,8 +29,11 @@ class Connection {
 
   /// Goes on with the TLS handshake; done at once without TLS or after it.
   Io handshake();
-  /// Reads what is there; `bytes` is valid until the next call on this thread.
-  Io read(std::string_view& bytes);
+  bool handshaken() const { return handshaken_; }
+  /// Reads what is there, as much as `buffer` takes; `bytes` is the part of it that was filled.
+  Io read(std::span<char> buffer, std::string_view& bytes);
+  /// Writes as much of `data` as the socket takes now and removes that from it. Io::done: all of it.
+  Io write_some(std::string_view& data);
   /// Writes all of `data`, waiting while the client does not read, up to the deadline. False: the
   /// client is gone or too slow, and the connection is of no more use. With `until_half_close`, a
   /// client that has ended its side counts as gone; otherwise it may still wait for its answer.

@@ -1,4 +1,7 @@
 // The part of the server that speaks with cpp-httplib: one request, from whole to answered.
+#include <sys/mman.h>
+
+#include <cstdint>
 #include <exception>
 
 #include "log.hpp"
@@ -11,8 +14,21 @@ thread_local Exchange* current_exchange = nullptr;
 
 // What httplib writes in small pieces is sent at the latest when it has come to this.
 constexpr size_t kHeldBytesMax = 16 * 1024;
+// An answer that comes in a few pieces is over before it would have paid to lend it to the pump.
+constexpr int kOwnWaits = 8;
 // A path in the log; longer ones are somebody's experiments.
 constexpr size_t kLoggedPathBytesMax = 200;
+
+// Gives back the memory of the stack below the caller's frame that earlier, deeper calls have touched: the
+// thread is going to sleep for as long as the stream lasts, and a thousand may do so at once.
+void release_unused_stack() {
+  constexpr std::uintptr_t kPage = 4096;
+  constexpr std::uintptr_t kOwnFrames = 2 * 1024;       // of this call itself
+  constexpr std::uintptr_t kDeepest = 64 * 1024;  // that anything has gone before, with room to spare
+  const auto here = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
+  const std::uintptr_t end = (here - kOwnFrames) / kPage * kPage;
+  ::madvise(reinterpret_cast<void*>(end - kDeepest), kDeepest, MADV_DONTNEED);
+}
 
 }  // namespace
 
@@ -73,6 +89,33 @@ Wake Exchange::wait(int fd, short events, Deadline deadline) {
   }
 }
 
+Wake Exchange::carry(int fd, Deadline deadline, const std::function<bool()>& step) {
+  while (own_waits_ < kOwnWaits) {
+    ++own_waits_;
+    const Wake wake = wait(fd, POLLIN, deadline);
+    if (wake != Wake::ready || !step()) return wake;
+  }
+  release_unused_stack();
+  while (true) {
+    bool more = true;
+    std::exception_ptr thrown;  // goes on on this thread, where it concerns this request only
+    lent_ = true;
+    const std::optional<Wake> wake = server_.pump_->carry(fd, connection_.fd(), deadline, [&] {
+      try {
+        more = step();
+      } catch (...) {
+        thrown = std::current_exception();
+      }
+      return more && !thrown && held_.empty();
+    });
+    lent_ = false;
+    if (thrown) std::rethrow_exception(thrown);
+    if (!flush()) return Wake::client_left;
+    if (!wake) return Waiter::carry(fd, deadline, step);
+    if (wake != Wake::ready || !more) return *wake;
+  }
+}
+
 Wake Exchange::wait_without_client(Deadline deadline) {
   pollfd watched{server_.stop_event_.get(), POLLIN, 0};
   return ::poll(&watched, 1, deadline.left_ms()) > 0 ? Wake::stopping : Wake::timed_out;
@@ -93,6 +136,12 @@ bool Exchange::hold(std::string_view data) {
 bool Exchange::flush() {
   if (gone_) return false;
   if (held_.empty()) return true;
+  if (lent_) {
+    std::string_view rest = held_;
+    gone_ = connection_.write_some(rest) == Connection::Io::closed;
+    held_.erase(0, held_.size() - rest.size());
+    return !gone_;
+  }
   gone_ = !connection_.write(held_, Deadline::after(server_.settings_.write_timeout), streaming_);
   held_.clear();
   return !gone_;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <climits>
+#include <functional>
 #include <string>
 #include <utility>
 
@@ -72,6 +73,16 @@ class Waiter {
   /// Waits until `fd` (-1: none) has one of `events` or an error, or until something else ends the
   /// wait. Called by the thread that serves the request only.
   virtual Wake wait(int fd, short events, Deadline deadline) = 0;
+  /// Waits until `fd` is readable and calls `step`, again and again until it returns false
+  /// (Wake::ready) or something else ends the wait. A step may run on another thread than the caller's,
+  /// one at a time and none after the return; it must not wait or throw.
+  virtual Wake carry(int fd, Deadline deadline, const std::function<bool()>& step) {
+    Wake wake = Wake::ready;
+    do {
+      wake = wait(fd, POLLIN, deadline);
+    } while (wake == Wake::ready && step());
+    return wake;
+  }
 };
 
 /// A Waiter with no client behind it: for checks at start and on the command line.

@@ -5,14 +5,15 @@
 #include <netinet/tcp.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <utility>
 
 namespace {
 
-// One recv: as much as a TLS record carries on to the client.
-constexpr size_t kReceiveBytes = 16 * 1024;
+// One recv of the head, with perhaps the first lines behind it.
+constexpr size_t kHeadBytes = 4 * 1024;
 // Ollama is near; one that does not take a connection in this time is as good as away.
 constexpr auto kConnectMax = std::chrono::seconds(5);
 // Kept connections save a connect a turn; idle for longer they are closed, so that a burst leaves nothing.
@@ -70,7 +71,11 @@ std::optional<OllamaAddress> OllamaAddress::parse(std::string_view url) {
 
 Generation::Generation(Ollama& ollama, std::string request) : ollama_(ollama), request_(std::move(request)) {}
 
+Generation::~Generation() { abandon(); }
+
 void Generation::abandon() {
+  if (reusable_) ollama_.keep(std::move(fd_));
+  reusable_ = false;
   fd_.reset();
   step_ = Step::ended;
   unread_ = {};
@@ -162,13 +167,14 @@ Generation::Event Generation::send_request(Waiter& waiter, Deadline deadline) {
 Generation::Event Generation::receive_head(Waiter& waiter, Deadline deadline) {
   const Wake wake = waiter.wait(fd_.get(), POLLIN, deadline);
   if (wake != Wake::ready) return as_event(wake);
-  const ssize_t received = receive();
+  std::array<char, kHeadBytes> buffer;
+  const ssize_t received = ::recv(fd_.get(), buffer.data(), buffer.size(), 0);
   if (received < 0 && (errno == EAGAIN || errno == EINTR)) return Event::head;
   if (received <= 0) {
     if (!head_.began() && try_again()) return Event::head;
     return fail(Event::broken, received < 0 ? errno_text(errno) : "the connection was closed before an answer");
   }
-  switch (head_.feed({buffer_.get(), static_cast<size_t>(received)})) {
+  switch (head_.feed({buffer.data(), static_cast<size_t>(received)})) {
     case http1::ResponseHeadReader::State::more: return Event::head;
     case http1::ResponseHeadReader::State::malformed: return fail(Event::broken, "the answer is not HTTP/1.1");
     case http1::ResponseHeadReader::State::complete: break;
@@ -194,37 +200,44 @@ bool Generation::try_again() {
   return true;
 }
 
-ssize_t Generation::receive() {
-  if (!buffer_) buffer_.reset(new char[kReceiveBytes]);
-  return ::recv(fd_.get(), buffer_.get(), kReceiveBytes, 0);
+void Generation::receive(std::span<char> buffer) {
+  if (step_ != Step::body) return;
+  const ssize_t received = ::recv(fd_.get(), buffer.data(), buffer.size(), 0);
+  if (received > 0) {
+    unread_ = {buffer.data(), static_cast<size_t>(received)};
+  } else if (received == 0 && body_.ends_at_close()) {
+    abandon();
+  } else if (received == 0 || (errno != EAGAIN && errno != EINTR)) {
+    broken_ = true;
+    fail(Event::broken, received == 0 ? "the connection was closed in mid-answer" : errno_text(errno));
+  }
 }
 
-Generation::Event Generation::read_body(Waiter& waiter, Deadline deadline, std::string_view& bytes) {
-  bytes = {};
-  while (step_ == Step::body) {
-    if (read_at_hand(bytes)) return Event::bytes;
-    if (malformed_) return fail(Event::broken, "the answer's chunks are malformed");
-    if (step_ != Step::body) break;
-    const Wake wake = waiter.wait(fd_.get(), POLLIN, deadline);
-    if (wake != Wake::ready) return as_event(wake);
-    const ssize_t received = receive();
-    if (received > 0) {
-      unread_ = {buffer_.get(), static_cast<size_t>(received)};
-    } else if (received == 0 && body_.ends_at_close()) {
-      abandon();
-    } else if (received == 0 || (errno != EAGAIN && errno != EINTR)) {
-      return fail(Event::broken, received == 0 ? "the connection was closed in mid-answer" : errno_text(errno));
-    }
+std::optional<Generation::Event> Generation::ended() {
+  if (step_ == Step::body && !broken_) return std::nullopt;
+  return broken_ ? Event::broken : Event::end;
+}
+
+std::string Generation::read_small(Waiter& waiter, Deadline deadline, size_t bytes_max) {
+  std::array<char, kHeadBytes> buffer;
+  std::string body;
+  while (true) {
+    std::string_view bytes;
+    while (read_at_hand(bytes)) body.append(bytes);
+    if (ended() || body.size() >= bytes_max || waiter.wait(fd_.get(), POLLIN, deadline) != Wake::ready) return body;
+    receive(buffer);
   }
-  return Event::end;
 }
 
 bool Generation::read_at_hand(std::string_view& bytes) {
   bytes = {};
-  while (step_ == Step::body && !malformed_) {
+  while (step_ == Step::body) {
     // Also asked with nothing unread: an empty body is over at once.
     const auto status = body_.next(unread_, bytes);
-    malformed_ = status == http1::BodyDecoder::Status::malformed;
+    if (status == http1::BodyDecoder::Status::malformed) {
+      broken_ = true;
+      fail(Event::broken, "the answer's chunks are malformed");
+    }
     if (status == http1::BodyDecoder::Status::done) finish();
     if (!bytes.empty()) return true;
     if (unread_.empty()) break;
@@ -234,8 +247,7 @@ bool Generation::read_at_hand(std::string_view& bytes) {
 
 // The body is over: the connection serves another request, unless something is odd about it.
 void Generation::finish() {
-  if (head_.keeps_alive() && unread_.empty() && all_sent_) ollama_.keep(std::move(fd_));
-  fd_.reset();
+  reusable_ = head_.keeps_alive() && unread_.empty() && all_sent_;
   step_ = Step::ended;
 }
 

@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -50,6 +51,7 @@ class Generation {
     stopping,
   };
 
+  ~Generation();
   Generation(const Generation&) = delete;
   Generation& operator=(const Generation&) = delete;
 
@@ -60,15 +62,22 @@ class Generation {
   int status() const { return head_.status(); }
   const std::string& content_type() const { return head_.content_type(); }
 
-  /// After the head: the next bytes of the body, valid until the next call. `bytes` is empty for
-  /// every event but Event::bytes.
-  Event read_body(Waiter& waiter, Deadline deadline, std::string_view& bytes);
-  /// The next bytes of the body if they are at hand; never waits. False: there are none, for now.
+  /// After the head, without waiting: takes in what has arrived, as much as `buffer` takes. Then
+  /// read_at_hand() gives it out piece by piece, views into that buffer, until it returns false; and
+  /// then ended() says whether that was the body's end (Event::end or Event::broken).
+  void receive(std::span<char> buffer);
   bool read_at_hand(std::string_view& bytes);
+  std::optional<Event> ended();
+  /// After the head: all of a small body, cut off at `bytes_max` or at the deadline.
+  std::string read_small(Waiter& waiter, Deadline deadline, size_t bytes_max);
   /// Whether something has arrived that was not read yet.
   bool has_unread() const { return !unread_.empty(); }
+  /// What receive() reads from.
+  int fd() const { return fd_.get(); }
 
-  /// Closes the connection to Ollama now.
+  /// Gives up the connection to Ollama: another request may use it, if the body has ended as it
+  /// should; otherwise it is closed, at which Ollama stops. Not during a step of Waiter::carry(), which
+  /// has the connection watched.
   void abandon();
   /// Why a request failed, for the log.
   const std::string& detail() const { return detail_; }
@@ -84,7 +93,6 @@ class Generation {
   Event receive_head(Waiter& waiter, Deadline deadline);
   Event fail(Event event, std::string detail);
   bool try_again();
-  ssize_t receive();
   void finish();
 
   Ollama& ollama_;
@@ -98,9 +106,9 @@ class Generation {
   std::optional<Deadline> connect_deadline_;
   http1::ResponseHeadReader head_;
   http1::BodyDecoder body_ = http1::BodyDecoder::none();
-  std::unique_ptr<char[]> buffer_;
-  std::string_view unread_;  // of buffer_ or head_.rest()
-  bool malformed_ = false;
+  std::string_view unread_;  // of receive()'s buffer or head_.rest()
+  bool broken_ = false;
+  bool reusable_ = false;
   std::string detail_;
 };
 

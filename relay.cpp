@@ -1,12 +1,15 @@
 #include "relay.hpp"
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "sse.hpp"
 
 namespace {
 
+// One read: as much as a TLS record carries on to the client.
+constexpr size_t kReceiveBytes = 16 * 1024;
 // An error answer is a sentence; of anything longer, such as a proxy's page, this much is enough.
 constexpr size_t kErrorBytesMax = 64 * 1024;
 // After its last line an answer's end is only waited for so that the connection can be used again.
@@ -25,6 +28,16 @@ Ending ending_of(Generation::Event event) {
     case Generation::Event::broken: break;
   }
   return Ending::broken;
+}
+
+Generation::Event event_of(Wake wake) {
+  switch (wake) {
+    case Wake::ready: break;
+    case Wake::timed_out: return Generation::Event::timed_out;
+    case Wake::client_left: return Generation::Event::client_left;
+    case Wake::stopping: return Generation::Event::stopping;
+  }
+  return Generation::Event::bytes;
 }
 
 }  // namespace
@@ -91,42 +104,64 @@ bool RawFraming::close(const std::string& problem, std::string& out) {
 
 Ending Relay::run(Generation& generation, Framing& framing, std::string& problem) {
   const Deadline whole = Deadline::after(config_.reply_seconds);
-  auto heard_at = Clock::now();
-  size_t received_bytes = 0;
+  heard_at_ = Clock::now();
+  received_bytes_ = 0;
   bool has_head = generation.has_head();
-  std::string out;
-  while (true) {
-    const Deadline silence = Deadline::at_time(heard_at + (framing.done() ? kEndMax : Clock::duration(config_.ollama_timeout)));
+  std::optional<Ending> ending;
+  // The answer's last line changes for how long there is something to wait for.
+  const auto step = [&] {
+    std::array<char, kReceiveBytes> buffer;
+    generation.receive(buffer);
+    ending = pass_on(generation, framing, whole);
+    return !ending && !framing.done();
+  };
+  if (has_head) ending = pass_on(generation, framing, whole);
+  while (!ending) {
+    const Deadline silence = Deadline::at_time(heard_at_ + (framing.done() ? kEndMax : Clock::duration(config_.ollama_timeout)));
     const Deadline wait_until = Deadline::earlier(Deadline::earlier(whole, silence), next_ping(framing));
-    std::string_view bytes;
-    const auto event = has_head ? generation.read_body(waiter_, wait_until, bytes) : generation.read_head(waiter_, wait_until);
+    Generation::Event event = Generation::Event::bytes;
+    if (has_head) {
+      event = event_of(waiter_.carry(generation.fd(), wait_until, step));
+    } else {
+      event = generation.read_head(waiter_, wait_until);
+    }
     if (event == Generation::Event::timed_out) {
       if (framing.done() && silence.passed()) return Ending::complete;
       if (whole.passed()) return Ending::too_long;
-      if (silence.passed()) return Ending::silent;
+      if (Clock::now() >= heard_at_ + config_.ollama_timeout) return Ending::silent;
       if (!ping_if_due(framing)) return Ending::client_left;
-      continue;
-    }
-    heard_at = Clock::now();
-    if (event == Generation::Event::head) {
+    } else if (event == Generation::Event::head) {
       has_head = true;
-      if (generation.status() < 400) continue;
-      problem = error_text(generation.status(), read_error(generation, waiter_));
-      return Ending::broken;
+      heard_at_ = Clock::now();
+      if (generation.status() >= 400) {
+        problem = error_text(generation.status(), read_error(generation, waiter_));
+        return Ending::broken;
+      }
+      ending = pass_on(generation, framing, whole);
+    } else if (event != Generation::Event::bytes) {
+      return ending_of(event);
     }
-    if (event != Generation::Event::bytes) return ending_of(event);
-    // What arrived together goes out together: one chunk, one TLS record, one system call.
-    out.clear();
-    bool fits = true;
-    do {
-      received_bytes += bytes.size();
-      fits = framing.take(bytes, out) && received_bytes <= config_.max_reply;
-    } while (fits && generation.read_at_hand(bytes));
-    if (!out.empty() && !send(out)) return Ending::client_left;
-    if (!fits) return Ending::too_large;
-    // A stream that never pauses must not outlive its limit either.
-    if (heard_at >= whole.at()) return Ending::too_long;
   }
+  return *ending;
+}
+
+// Sends on what has been received. Nothing: the answer goes on.
+std::optional<Ending> Relay::pass_on(Generation& generation, Framing& framing, Deadline whole) {
+  // What arrived together goes out together: one chunk, one TLS record, one system call.
+  out_.clear();
+  bool fits = true;
+  std::string_view bytes;
+  while (fits && generation.read_at_hand(bytes)) {
+    received_bytes_ += bytes.size();
+    fits = framing.take(bytes, out_) && received_bytes_ <= config_.max_reply;
+    heard_at_ = Clock::now();
+  }
+  if (!out_.empty() && !send(out_)) return Ending::client_left;
+  if (!fits) return Ending::too_large;
+  if (const auto end = generation.ended()) return ending_of(*end);
+  // A stream that never pauses must not outlive its limit either.
+  if (heard_at_ >= whole.at()) return Ending::too_long;
+  return std::nullopt;
 }
 
 Wake Relay::idle(milliseconds pause, const Framing& framing) {
@@ -159,9 +194,5 @@ std::string error_text(int status, std::string_view body) {
 }
 
 std::string read_error(Generation& generation, Waiter& waiter) {
-  std::string body;
-  std::string_view bytes;
-  const Deadline deadline = Deadline::after(kErrorReadMax);
-  while (body.size() < kErrorBytesMax && generation.read_body(waiter, deadline, bytes) == Generation::Event::bytes) body.append(bytes);
-  return body;
+  return generation.read_small(waiter, Deadline::after(kErrorReadMax), kErrorBytesMax);
 }

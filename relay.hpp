@@ -1,11 +1,12 @@
 // One streamed answer: from Ollama's bytes to the client's, and what of it is to be stored.
 //
 // The thread that serves the request has one wait for everything: Ollama's next bytes, the client that
-// leaves, the time for a ping, every limit and the server's stop.
+// leaves, the time for a ping, every limit and the server's stop. In a long answer the lines are passed on
+// by the server's pump, and that thread sleeps until there is something else to do.
 #pragma once
 
 #include <functional>
-#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -99,6 +100,7 @@ class Relay {
   void on_first_bytes(std::function<void()> f) { on_first_bytes_ = std::move(f); }
 
  private:
+  std::optional<Ending> pass_on(Generation& generation, Framing& framing, Deadline whole);
   bool send(std::string_view bytes);
   bool ping_if_due(const Framing& framing);
   Deadline next_ping(const Framing& framing) const;
@@ -108,6 +110,9 @@ class Relay {
   Send send_;
   std::function<void()> on_first_bytes_;
   Clock::time_point last_sent_ = Clock::now();
+  Clock::time_point heard_at_ = last_sent_;  // of Ollama
+  size_t received_bytes_ = 0;
+  std::string out_;
 };
 
 /// The text of Ollama's error answer (`{"error":"..."}`), or a sentence with the status when it has none.

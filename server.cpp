@@ -29,6 +29,13 @@ constexpr size_t kLingerBytesMax = size_t{1} << 20;
 // Beyond --drain: for streams to say that they end, and for their replies to be stored.
 constexpr auto kStopMax = std::chrono::seconds(10);
 constexpr int kEventsMax = 256;
+// One read; a TLS record holds at most this much.
+constexpr size_t kReadBytes = 16 * 1024;
+// A handshake is all computing, so more threads than processors gain nothing; and what OpenSSL keeps for
+// each thread that has made one, and the stack it has touched, is kept for these only.
+constexpr size_t kGreeterThreads = 2;
+// One could carry all lines of a small machine; the other goes on while it has a long one at work.
+constexpr size_t kPumpThreads = 2;
 // Connections that have gone before accept() took them, in one go.
 constexpr int kAcceptFailuresMax = 64;
 
@@ -114,7 +121,9 @@ std::string Server::url() const {
 }
 
 void Server::start() {
+  pump_ = std::make_unique<Pump>(kPumpThreads, stop_event_.get());
   workers_ = std::make_unique<Workers>(settings_.threads_max, [this](Held connection) { serve(std::move(connection)); });
+  greeters_ = std::make_unique<Workers>(kGreeterThreads, [this](Held connection) { greet(std::move(connection)); });
   for (const UniqueFd* watched : {&listener_, &door_event_}) {
     epoll_event event{};
     event.events = EPOLLIN;
@@ -133,7 +142,11 @@ bool Server::stop(milliseconds drain) {
   if (!served_.wait_for(lock, drain, none_left)) signal(stop_event_);
   const bool all_ended = served_.wait_for(lock, kStopMax, none_left);
   lock.unlock();
-  if (all_ended) workers_.reset();
+  if (all_ended) {
+    greeters_.reset();
+    workers_.reset();
+    pump_.reset();
+  }
   return all_ended;
 }
 
@@ -274,7 +287,8 @@ void Server::wake_up(Connection* connection) {
     waiting_.erase(place);
     ++serving_;
   }
-  workers_->submit(std::move(held));
+  Workers& pool = held->handshaken() ? *workers_ : *greeters_;
+  pool.submit(std::move(held));
 }
 
 // Leaves a connection at the door until its socket has one of `events`. Any thread.
@@ -299,6 +313,23 @@ void Server::park(Held connection, std::uint32_t events) {
 void Server::serve(Held connection) {
   while (connection && advance(connection)) {
   }
+  leave(std::move(connection));
+}
+
+// On a greeter: the handshake and, if it has come with its end, the request.
+void Server::greet(Held connection) {
+  using State = http1::RequestReader::State;
+  while (connection) {
+    const State state = connection->reader.state();
+    // A thread of the pool answers; until then the connection is being served.
+    if (state == State::complete || state == State::refused) return workers_->submit(std::move(connection));
+    if (!advance(connection)) break;
+  }
+  leave(std::move(connection));
+}
+
+// The connection, if it was not parked, is over.
+void Server::leave(Held connection) {
   if (connection) {
     connection.reset();
     --connections_;
@@ -331,9 +362,8 @@ bool Server::advance(Held& connection) {
     connection->timed_out = connection->phase == Connection::Phase::body;
     return connection->timed_out;
   }
-  std::string_view bytes;
   Io outcome = connection->handshake();
-  if (outcome == Io::done) outcome = connection->read(bytes);
+  if (outcome == Io::done) outcome = receive(*connection);
   if (outcome == Io::closed) return false;
   if (outcome != Io::done) {
     if (connection->reader.take_expect_continue() &&
@@ -341,17 +371,26 @@ bool Server::advance(Held& connection) {
       return false;
     }
     park(std::move(connection), outcome == Io::wants_write ? EPOLLOUT : EPOLLIN);
-    return true;
-  }
-  if (connection->phase == Connection::Phase::idle) {
-    connection->phase = Connection::Phase::opening;
-    connection->deadline = Deadline::after(settings_.header_timeout);
-  }
-  if (connection->reader.feed(bytes) == State::body && connection->phase == Connection::Phase::opening) {
-    connection->phase = Connection::Phase::body;
-    connection->deadline = Deadline::after(settings_.body_timeout);
   }
   return true;
+}
+
+// Reads once and notes how far the request has come. The buffer is on the stack, in a function of its own:
+// a thread that serves a stream for minutes has it no more, and of what is not filled nothing is touched.
+Connection::Io Server::receive(Connection& connection) {
+  std::array<char, kReadBytes> buffer;
+  std::string_view bytes;
+  const Connection::Io outcome = connection.read(buffer, bytes);
+  if (outcome != Connection::Io::done) return outcome;
+  if (connection.phase == Connection::Phase::idle) {
+    connection.phase = Connection::Phase::opening;
+    connection.deadline = Deadline::after(settings_.header_timeout);
+  }
+  if (connection.reader.feed(bytes) == http1::RequestReader::State::body && connection.phase == Connection::Phase::opening) {
+    connection.phase = Connection::Phase::body;
+    connection.deadline = Deadline::after(settings_.body_timeout);
+  }
+  return outcome;
 }
 
 // Answers what never became a request, and ends the connection.
@@ -375,10 +414,11 @@ void Server::refuse(Held connection) {
 
 // Throws away what the client still sends, until it has closed its side.
 void Server::linger(Held connection) {
+  std::array<char, kReadBytes> buffer;
   std::string_view bytes;
   Connection::Io outcome = Connection::Io::done;
   while (outcome == Connection::Io::done && connection->lingered_bytes < kLingerBytesMax && !connection->deadline.passed()) {
-    outcome = connection->read(bytes);
+    outcome = connection->read(buffer, bytes);
     connection->lingered_bytes += bytes.size();
   }
   if (outcome == Connection::Io::wants_read) {

@@ -20,6 +20,7 @@
 
 #include "connection.hpp"
 #include "net.hpp"
+#include "pump.hpp"
 #include "result.hpp"
 #include "tls.hpp"
 #include "workers.hpp"
@@ -27,13 +28,17 @@
 class Server;
 
 /// One request being served: what its handler may know of the client and tell the log. Used only by
-/// the thread that serves the request, from which Exchange::current() finds it.
+/// the thread that serves the request, from which Exchange::current() finds it, and in carry() by the
+/// thread that has the stream.
 class Exchange : public Waiter {
  public:
   static Exchange& current();
 
   /// Waits on `fd`, the client and the server's stop at once.
   Wake wait(int fd, short events, Deadline deadline) override;
+  /// Steps run on this thread at first, and on one of the pump's when the stream goes on. What a step
+  /// writes must not wait for a client that reads slowly: that is this thread's work.
+  Wake carry(int fd, Deadline deadline, const std::function<bool()>& step) override;
   /// For work that goes on after the client has left: waits for the server's stop alone.
   Wake wait_without_client(Deadline deadline);
   /// Whether the client has ended its connection, or its side of it.
@@ -76,6 +81,8 @@ class Exchange : public Waiter {
   std::string held_;
   bool streaming_ = false;
   bool gone_ = false;
+  bool lent_ = false;  // to the pump, where nothing may wait
+  int own_waits_ = 0;  // that this thread has had for the stream
 };
 
 class Server : public httplib::Server {
@@ -99,6 +106,8 @@ class Server : public httplib::Server {
   std::string url() const;
   /// Begins to accept clients and returns.
   void start();
+  /// Whether nothing has been served for a while, so that no thread is left of the pool. After start().
+  bool at_rest() { return workers_->threads() + greeters_->threads() == 0; }
   /// Accepts no more, lets requests go on for `drain`, then orders streams to end, and returns when all
   /// have, or false after some more seconds. Any thread, once.
   bool stop(milliseconds drain);
@@ -116,9 +125,12 @@ class Server : public httplib::Server {
   bool evict_idle();
   void pause_accepting(int error);
 
-  // Serving, on a worker:
+  // Serving, on a worker or greeter:
   void serve(Held connection);
+  void greet(Held connection);
+  void leave(Held connection);
   bool advance(Held& connection);
+  Connection::Io receive(Connection& connection);
   bool answer(Connection& connection);
   void refuse(Held connection);
   void linger(Held connection);
@@ -144,6 +156,8 @@ class Server : public httplib::Server {
   Connection::Waiting waiting_;  // the connections at the door, by deadline
   size_t serving_ = 0;           // those that a worker has
 
+  std::unique_ptr<Pump> pump_;
   std::unique_ptr<Workers> workers_;
+  std::unique_ptr<Workers> greeters_;
   std::thread door_;
 };

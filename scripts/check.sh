@@ -22,7 +22,7 @@ layers=(
   'access privileges config'
   'tls'
   'connection'
-  'workers'
+  'workers pump'
   'server exchange'
   'db db_connection db_schema'
   'spool'

@@ -1,0 +1,157 @@
+#include "pump.hpp"
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+
+#include <array>
+#include <atomic>
+#include <span>
+
+namespace {
+
+constexpr int kEventsMax = 64;
+// Made together, so that among memory that is freed again they keep few pages from being given back.
+constexpr size_t kBlockStreams = 64;
+
+}  // namespace
+
+// What one stream is to its loop. It is never freed before the pump: an event that was on its way when
+// the stream went back finds it idle, or finds another stream, for which it is one call too many.
+struct Pump::Stream {
+  struct Watched {
+    Stream* stream;
+    bool is_client;
+  };
+  Watched upstream{this, false};
+  Watched client{this, true};
+  std::mutex mutex;  // held during a step
+  std::condition_variable back;
+  // Guarded by mutex:
+  const std::function<bool()>* step = nullptr;  // null: it is not lent
+  int client_fd = -1;
+  Wake outcome = Wake::timed_out;
+
+  void end(Wake why) {
+    step = nullptr;
+    outcome = why;
+    back.notify_one();
+  }
+};
+
+class Pump::Loop {
+ public:
+  Loop(Pump& pump, int stop_fd) : pump_(pump), epoll_(::epoll_create1(EPOLL_CLOEXEC)), quit_(::eventfd(0, EFD_CLOEXEC)) {
+    watch(stop_fd, EPOLLIN | EPOLLONESHOT, &stopping_);
+    watch(quit_.get(), EPOLLIN, &quit_);
+    thread_ = std::thread([this] { run(); });
+  }
+  ~Loop() {
+    const std::uint64_t one = 1;
+    [[maybe_unused]] const ssize_t written = ::write(quit_.get(), &one, sizeof one);
+    thread_.join();
+  }
+
+  bool watch(int fd, std::uint32_t events, void* who) {
+    epoll_event event{};
+    event.events = events;
+    event.data.ptr = who;
+    return ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) == 0;
+  }
+  void forget(int fd) { ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr); }
+  bool stopping() const { return stopping_; }
+
+ private:
+  void run();
+  void handle(const Stream::Watched& watched);
+  void stop();
+
+  Pump& pump_;
+  UniqueFd epoll_;
+  UniqueFd quit_;
+  std::atomic<bool> stopping_{false};
+  std::thread thread_;
+};
+
+void Pump::Loop::run() {
+  std::array<epoll_event, kEventsMax> events;
+  while (true) {
+    const int count = ::epoll_wait(epoll_.get(), events.data(), kEventsMax, -1);
+    for (int i = 0; i < count; ++i) {
+      void* who = events[static_cast<size_t>(i)].data.ptr;
+      if (who == &quit_) return;
+      if (who == &stopping_) {
+        stop();
+      } else {
+        handle(*static_cast<const Stream::Watched*>(who));
+      }
+    }
+  }
+}
+
+void Pump::Loop::handle(const Stream::Watched& watched) {
+  Stream& stream = *watched.stream;
+  const std::lock_guard lock(stream.mutex);
+  if (stream.step == nullptr) return;
+  if (!watched.is_client) {
+    if (!(*stream.step)()) stream.end(Wake::ready);
+    return;
+  }
+  // Rare enough to ask whether it is this client that has left, not the one before.
+  pollfd client{stream.client_fd, POLLRDHUP, 0};
+  if (::poll(&client, 1, 0) > 0) stream.end(Wake::client_left);
+}
+
+void Pump::Loop::stop() {
+  stopping_ = true;
+  const std::lock_guard lock(pump_.mutex_);
+  for (const auto& block : pump_.blocks_) {
+    for (Stream& stream : std::span(block.get(), kBlockStreams)) {
+      const std::lock_guard stream_lock(stream.mutex);
+      if (stream.step != nullptr) stream.end(Wake::stopping);
+    }
+  }
+}
+
+Pump::Pump(size_t threads, int stop_fd) {
+  for (size_t i = 0; i < threads; ++i) loops_.push_back(std::make_unique<Loop>(*this, stop_fd));
+}
+
+Pump::~Pump() { loops_.clear(); }
+
+std::pair<Pump::Stream&, Pump::Loop&> Pump::begin() {
+  const std::lock_guard lock(mutex_);
+  if (free_.empty()) {
+    blocks_.push_back(std::make_unique<Stream[]>(kBlockStreams));
+    for (size_t i = kBlockStreams; i > 0; --i) free_.push_back(&blocks_.back()[i - 1]);
+  }
+  Stream* stream = free_.back();
+  free_.pop_back();
+  return {*stream, *loops_[next_loop_++ % loops_.size()]};
+}
+
+void Pump::end(Stream& stream) {
+  const std::lock_guard lock(mutex_);
+  free_.push_back(&stream);
+}
+
+std::optional<Wake> Pump::carry(int fd, int client_fd, Deadline deadline, const std::function<bool()>& step) {
+  auto [stream, loop] = begin();
+  bool watched = false;
+  Wake outcome = Wake::timed_out;
+  {
+    std::unique_lock lock(stream.mutex);
+    stream.step = &step;
+    stream.client_fd = client_fd;
+    stream.outcome = outcome;
+    watched = loop.watch(client_fd, EPOLLRDHUP, &stream.client) && loop.watch(fd, EPOLLIN, &stream.upstream);
+    if (loop.stopping()) stream.end(Wake::stopping);
+    if (watched) stream.back.wait_until(lock, deadline.at(), [&] { return stream.step == nullptr; });
+    stream.step = nullptr;
+    stream.client_fd = -1;
+    outcome = stream.outcome;
+  }
+  loop.forget(fd);
+  loop.forget(client_fd);
+  end(stream);
+  return watched ? std::optional(outcome) : std::nullopt;
+}

@@ -4,6 +4,8 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
+#include <new>
 
 #include "db_connection.hpp"
 #include "log.hpp"
@@ -18,6 +20,10 @@ namespace {
 // A connection that has been idle this long is closed, down to one: a burst leaves nothing behind.
 constexpr auto kIdleMax = std::chrono::seconds(5);
 constexpr size_t kIdleKept = 1;
+// Batches of small changes under way at once: while one is being committed the next is sent.
+constexpr size_t kBatchesMax = 2;
+// Changes in one batch; beyond that sharing a commit saves little more.
+constexpr size_t kBatchChangesMax = 64;
 // Serialization failures and lost prepared statements: the same again usually succeeds at once.
 constexpr int kTriesMax = 3;
 
@@ -41,6 +47,11 @@ const Statement kPrepared[kStatements] = {
 };
 
 const Statement* statement(StatementIndex index) { return &kPrepared[index]; }
+
+std::optional<DbFailure> failure_of(const Result<std::vector<Rows>, DbFailure>& results) {
+  if (results.ok()) return std::nullopt;
+  return results.error();
+}
 
 // One insert for each message; `ids` keeps the UUIDs alive while the executions point at them.
 void add_inserts(std::vector<Execution>& executions, std::vector<std::string>& ids, const std::string& app_id,
@@ -122,7 +133,7 @@ Result<Conversation, DbFailure> Database::append(const std::string& app_id, cons
   std::vector<std::string> ids;
   add_inserts(executions, ids, app_id, messages);
   executions.push_back({statement(kHistory), {app_id.c_str()}});
-  auto results = run(executions);
+  auto results = run(executions, call_deadline());
   if (!results.ok()) return results.error();
   std::vector<Rows>& rows = results.value();
   Conversation conversation{std::move(rows.back()), messages.size(), std::nullopt};
@@ -135,39 +146,38 @@ std::optional<DbFailure> Database::replace(const std::string& app_id, const std:
   std::vector<Execution> executions{{statement(kDelete), {app_id.c_str()}}};
   std::vector<std::string> ids;
   add_inserts(executions, ids, app_id, messages);
-  return run_change(executions);
+  return failure_of(run(executions, call_deadline()));
 }
 
 std::optional<DbFailure> Database::store_reply(const Reply& reply) {
   if (reply.place) {
     const std::string place = std::to_string(*reply.place);
-    auto inserted = run({{statement(kInsertReply), {reply.text.c_str(), reply.id.c_str(), reply.app_id.c_str(), place.c_str()}}});
+    auto inserted = run_together({{statement(kInsertReply), {reply.text.c_str(), reply.id.c_str(), reply.app_id.c_str(), place.c_str()}}});
     if (!inserted.ok()) return inserted.error();
     if (inserted.value()[0].size() == 1) return std::nullopt;
     // The place is taken: by this reply, stored by a call whose outcome was unknown, or by another.
-    auto found = run({{statement(kFindReply), {reply.app_id.c_str(), place.c_str(), reply.id.c_str()}}});
+    auto found = run({{statement(kFindReply), {reply.app_id.c_str(), place.c_str(), reply.id.c_str()}}}, call_deadline());
     if (!found.ok()) return found.error();
     if (found.value()[0].size() == 1) return std::nullopt;
   }
-  return run_change({{statement(kAppendReply), {reply.text.c_str(), reply.id.c_str(), reply.app_id.c_str()}}});
+  return failure_of(run({{statement(kAppendReply), {reply.text.c_str(), reply.id.c_str(), reply.app_id.c_str()}}}, call_deadline()));
 }
 
 std::optional<DbFailure> Database::post(const PostRequest& chatt) {
   const std::string id = make_uuid();
-  return run_change({{statement(kInsertPublic), {chatt.name.c_str(), chatt.message.c_str(), id.c_str()}}});
+  return failure_of(run_together({{statement(kInsertPublic), {chatt.name.c_str(), chatt.message.c_str(), id.c_str()}}}));
 }
 
 Result<Rows, DbFailure> Database::public_page(const PageEnd& from, size_t rows_max) {
   const std::string time = format_timestamp(from.time_us);
   const std::string seq = std::to_string(from.seq);
   const std::string limit = std::to_string(rows_max);
-  auto results = run({{statement(kSelectPublic), {time.c_str(), seq.c_str(), limit.c_str()}}});
+  auto results = run({{statement(kSelectPublic), {time.c_str(), seq.c_str(), limit.c_str()}}}, call_deadline());
   if (!results.ok()) return results.error();
   return std::move(results.value()[0]);
 }
 
-Result<std::vector<Rows>, DbFailure> Database::run(const std::vector<Execution>& executions) {
-  const Deadline deadline = Deadline::after(settings_.call_timeout);
+Database::Results Database::run(const std::vector<Execution>& executions, Deadline deadline) {
   for (int tries = 1;; ++tries) {
     auto borrowed = borrow(deadline);
     if (!borrowed.ok()) return borrowed.error();
@@ -192,10 +202,113 @@ Result<std::vector<Rows>, DbFailure> Database::run(const std::vector<Execution>&
   }
 }
 
-std::optional<DbFailure> Database::run_change(const std::vector<Execution>& executions) {
-  auto results = run(executions);
-  if (results.ok()) return std::nullopt;
-  return results.error();
+// A small change that shares a transaction with others. On its caller's stack.
+struct Database::Change {
+  enum class State {
+    waiting,  // for a batch, or in one that is under way
+    leading,  // its caller runs the next batch
+    alone,    // the batch failed for a reason that may be another change's: to be run by itself
+    done,
+  };
+
+  Change(const std::vector<Execution>& what, Deadline until) : executions(what), deadline(until) {}
+
+  bool wait(Deadline until) {
+    std::unique_lock lock(mutex);
+    return moved_on.wait_until(lock, until.at(), [this] { return state != State::waiting; });
+  }
+  void move_on(State to) {
+    const std::lock_guard lock(mutex);
+    state = to;
+    moved_on.notify_one();
+  }
+
+  const std::vector<Execution>& executions;
+  const Deadline deadline;
+  Results results = std::vector<Rows>{};
+  // A mutex of its own: all of a batch are woken at once, and would stand in line at a shared one.
+  std::mutex mutex;
+  std::condition_variable moved_on;
+  State state = State::waiting;  // guarded by mutex
+};
+
+// Runs a small change in one transaction with those of other callers that come while earlier ones are
+// under way: a commit, the server's dearest step, for all of them, and a round trip. Alone, it is run
+// at once.
+Database::Results Database::run_together(const std::vector<Execution>& executions) {
+  using State = Change::State;
+  Change self(executions, call_deadline());
+  {
+    const std::lock_guard lock(changes_mutex_);
+    if (batches_ < kBatchesMax) {
+      ++batches_;
+      self.state = State::leading;
+    } else {
+      changes_.push_back(&self);
+    }
+  }
+  if (!self.wait(self.deadline)) {
+    {
+      const std::lock_guard lock(changes_mutex_);
+      if (std::erase(changes_, &self) == 1) return DbFailure{DbFault::unavailable, false, "no connection was free in time"};
+    }
+    self.wait(Deadline::never());  // it is under way, and ends by a deadline that is not later
+  }
+  if (self.state == State::leading) {
+    const std::vector<Change*> batch = next_batch(&self);
+    share(run_batch(batch), batch);
+    const std::lock_guard lock(changes_mutex_);
+    if (changes_.empty()) {
+      --batches_;
+    } else {
+      changes_.front()->move_on(State::leading);
+      changes_.pop_front();
+    }
+  }
+  if (self.state == State::alone) return run(executions, self.deadline);
+  return std::move(self.results);
+}
+
+std::vector<Database::Change*> Database::next_batch(Change* leader) {
+  const std::lock_guard lock(changes_mutex_);
+  std::vector<Change*> batch{leader};
+  while (!changes_.empty() && batch.size() < kBatchChangesMax) {
+    batch.push_back(changes_.front());
+    changes_.pop_front();
+  }
+  return batch;
+}
+
+Database::Results Database::run_batch(const std::vector<Change*>& batch) {
+  // The others wait for an answer, whatever happens here.
+  try {
+    std::vector<Execution> executions;
+    Deadline deadline = Deadline::never();
+    for (const Change* change : batch) {
+      executions.insert(executions.end(), change->executions.begin(), change->executions.end());
+      deadline = Deadline::earlier(deadline, change->deadline);
+    }
+    return run(executions, deadline);
+  } catch (const std::bad_alloc&) {
+    return DbFailure{DbFault::unavailable, true, "out of memory"};
+  }
+}
+
+// Gives each change of a batch its part of the results, or what its failure means to it.
+void Database::share(Results results, const std::vector<Change*>& batch) {
+  // The database did nothing, and was there to say so: some change's own fault, or its luck.
+  const bool told = !results.ok() && results.error().fault != DbFault::unavailable && batch.size() > 1;
+  auto rows = results.ok() ? results.value().begin() : std::vector<Rows>::iterator{};
+  for (Change* change : batch) {
+    if (results.ok()) {
+      const auto end = rows + static_cast<std::ptrdiff_t>(change->executions.size());
+      change->results = std::vector<Rows>(std::make_move_iterator(rows), std::make_move_iterator(end));
+      rows = end;
+    } else {
+      change->results = results.error();
+    }
+    change->move_on(told ? Change::State::alone : Change::State::done);
+  }
 }
 
 Database::Opened Database::borrow(Deadline deadline) {

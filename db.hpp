@@ -7,6 +7,7 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -139,11 +140,18 @@ class Database {
     Clock::time_point since;
   };
 
+  struct Change;
+  using Results = Result<std::vector<Rows>, DbFailure>;
+
   Opened borrow(Deadline deadline);
   void give_back(std::unique_ptr<Connection> connection);
   void note_availability(const DbFailure* failure);
-  Result<std::vector<Rows>, DbFailure> run(const std::vector<db_internal::Execution>& executions);
-  std::optional<DbFailure> run_change(const std::vector<db_internal::Execution>& executions);
+  Deadline call_deadline() const { return Deadline::after(settings_.call_timeout); }
+  Results run(const std::vector<db_internal::Execution>& executions, Deadline deadline);
+  Results run_together(const std::vector<db_internal::Execution>& executions);
+  Results run_batch(const std::vector<Change*>& batch);
+  std::vector<Change*> next_batch(Change* leader);
+  static void share(Results results, const std::vector<Change*>& batch);
 
   const Settings settings_;
   std::mutex mutex_;
@@ -153,6 +161,11 @@ class Database {
   size_t open_ = 0;          // idle and borrowed together
   bool schema_ready_ = false;
   bool away_ = false;        // what the log said last
+
+  std::mutex changes_mutex_;
+  // Guarded by changes_mutex_:
+  std::deque<Change*> changes_;  // wait for a batch
+  size_t batches_ = 0;           // under way
 };
 
 /// What is wrong with a connection string, for the operator; nothing when libpq can read it.

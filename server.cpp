@@ -34,8 +34,11 @@ constexpr size_t kReadBytes = 16 * 1024;
 // A handshake is all computing, so more threads than processors gain nothing; and what OpenSSL keeps for
 // each thread that has made one, and the stack it has touched, is kept for these only.
 constexpr size_t kGreeterThreads = 2;
-// One could carry all lines of a small machine; the other goes on while it has a long one at work.
-constexpr size_t kPumpThreads = 2;
+// A client that has its next request ready sends it at once.
+constexpr int kNextRequestMs = 2;
+// More than processors: a burst of lines is shared with the threads of the other programs here, and more of
+// ours at work mean a larger share, and so a shorter way for each line (docs/performance.md).
+constexpr size_t kPumpThreads = 8;
 // Connections that have gone before accept() took them, in one go.
 constexpr int kAcceptFailuresMax = 64;
 
@@ -370,9 +373,18 @@ bool Server::advance(Held& connection) {
         !connection->write("HTTP/1.1 100 Continue\r\n\r\n", Deadline::after(settings_.write_timeout), false)) {
       return false;
     }
+    if (next_request_comes(*connection)) return true;
     park(std::move(connection), outcome == Io::wants_write ? EPOLLOUT : EPOLLIN);
   }
   return true;
+}
+
+// Waits a little for the next request of a client that has just been answered, which saves the way to the
+// door and back; but not when others may be waiting for this thread.
+bool Server::next_request_comes(const Connection& connection) {
+  if (connection.phase != Connection::Phase::idle || !workers_->can_grow()) return false;
+  pollfd watched{connection.fd(), POLLIN, 0};
+  return ::poll(&watched, 1, kNextRequestMs) > 0;
 }
 
 // Reads once and notes how far the request has come. The buffer is on the stack, in a function of its own:

@@ -131,6 +131,7 @@ class Server : public httplib::Server {
   void leave(Held connection);
   bool advance(Held& connection);
   Connection::Io receive(Connection& connection);
+  bool next_request_comes(const Connection& connection);
   bool answer(Connection& connection);
   void refuse(Held connection);
   void linger(Held connection);

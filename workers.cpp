@@ -41,6 +41,11 @@ size_t Workers::threads() {
   return threads_.size();
 }
 
+bool Workers::can_grow() {
+  const std::lock_guard lock(mutex_);
+  return threads_.size() < threads_max_;
+}
+
 bool Workers::start_thread(Job& job) {
   const auto self = threads_.emplace(threads_.end());
   try {

@@ -31,6 +31,8 @@ class Workers {
   void submit(Job job);
   /// How many threads there are now.
   size_t threads();
+  /// Whether more work would get a thread at once.
+  bool can_grow();
 
  private:
   struct Sleeper {

@@ -40,6 +40,7 @@ HARNESS  := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard tests/harness/*.cpp)
 UNIT     := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard tests/unit_*.cpp)) tests/main.cpp)
 CONTRACT := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard tests/contract_*.cpp)) tests/main.cpp)
 FAULTS   := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard tests/faults/*.cpp)) tests/main.cpp)
+BENCHERS := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard tests/bench/*.cpp)))
 
 ifeq ($(VARIANT),release)
 BINARY := chatterd
@@ -65,6 +66,13 @@ $(BUILD)/fault_tests: $(FAULTS) $(HARNESS)
 $(BUILD)/ollama_stand_in: $(BUILD)/tests/stand_in.o $(HARNESS)
 	$(CXX) $(PROJECT_LDFLAGS) $(LDFLAGS) -o $@ $^ $(PQ_LIBS) $(TLS_LIBS)
 
+$(BUILD)/bench_ollama: $(filter %/ollama.o %/plan.o,$(BENCHERS))
+$(BUILD)/bench_ollama: $(BUILD)/http1.o $(BUILD)/tests/harness/net.o
+	$(CXX) $(PROJECT_LDFLAGS) $(LDFLAGS) -o $@ $^ $(TLS_LIBS)
+
+# They share the processors with what they measure.
+$(BENCHERS): TEST_CXXFLAGS = $(CXXFLAGS)
+
 $(BUILD)/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(CXX) $(if $(filter tests/%,$<),$(TEST_CXXFLAGS),$(CXXFLAGS)) $(PROJECT_CXXFLAGS) $(CPPFLAGS) -MMD -MP -c -o $@ $<
@@ -76,7 +84,7 @@ $(BUILD)/schema_sql.inc: schema.sql
 	{ printf 'R"sql('; cat $<; printf ')sql"\n'; } >$@
 
 .PHONY: tests stand-in asan tsan
-tests: $(BINARY) $(BUILD)/unit_tests $(BUILD)/contract_tests $(BUILD)/fault_tests ## chatterd and its test programs
+tests: $(BINARY) $(BUILD)/unit_tests $(BUILD)/contract_tests $(BUILD)/fault_tests $(BUILD)/bench_ollama ## chatterd and its test programs
 stand-in: $(BUILD)/ollama_stand_in ## the stand-in for Ollama that quickstart.sh uses
 asan tsan: ## chatterd and unit tests under ASan+UBSan, or TSan, in build/asan or build/tsan
 	$(MAKE) VARIANT=$@ build/$@/chatterd build/$@/unit_tests
@@ -119,4 +127,4 @@ clean: ## remove what was built
 help: ## this list
 	@sed -n 's/^\([a-z][a-z -]*\):.*## /  \1: /p' Makefile
 
--include $(PRODUCT:.o=.d) $(UNIT:.o=.d) $(CONTRACT:.o=.d) $(FAULTS:.o=.d) $(HARNESS:.o=.d) $(BUILD)/tests/stand_in.d
+-include $(PRODUCT:.o=.d) $(UNIT:.o=.d) $(CONTRACT:.o=.d) $(FAULTS:.o=.d) $(HARNESS:.o=.d) $(BENCHERS:.o=.d) $(BUILD)/tests/stand_in.d

@@ -66,8 +66,9 @@ $(BUILD)/fault_tests: $(FAULTS) $(HARNESS)
 $(BUILD)/ollama_stand_in: $(BUILD)/tests/stand_in.o $(HARNESS)
 	$(CXX) $(PROJECT_LDFLAGS) $(LDFLAGS) -o $@ $^ $(PQ_LIBS) $(TLS_LIBS)
 
+$(BUILD)/bench_load: $(filter-out %/ollama.o,$(BENCHERS))
 $(BUILD)/bench_ollama: $(filter %/ollama.o %/plan.o,$(BENCHERS))
-$(BUILD)/bench_ollama: $(BUILD)/http1.o $(BUILD)/tests/harness/net.o
+$(BUILD)/bench_load $(BUILD)/bench_ollama: $(BUILD)/http1.o $(BUILD)/tests/harness/net.o
 	$(CXX) $(PROJECT_LDFLAGS) $(LDFLAGS) -o $@ $^ $(TLS_LIBS)
 
 # They share the processors with what they measure.
@@ -84,7 +85,7 @@ $(BUILD)/schema_sql.inc: schema.sql
 	{ printf 'R"sql('; cat $<; printf ')sql"\n'; } >$@
 
 .PHONY: tests stand-in asan tsan
-tests: $(BINARY) $(BUILD)/unit_tests $(BUILD)/contract_tests $(BUILD)/fault_tests $(BUILD)/bench_ollama ## chatterd and its test programs
+tests: $(BINARY) $(BUILD)/unit_tests $(BUILD)/contract_tests $(BUILD)/fault_tests $(BUILD)/bench_load $(BUILD)/bench_ollama ## chatterd and its test programs
 stand-in: $(BUILD)/ollama_stand_in ## the stand-in for Ollama that quickstart.sh uses
 asan tsan: ## chatterd and unit tests under ASan+UBSan, or TSan, in build/asan or build/tsan
 	$(MAKE) VARIANT=$@ build/$@/chatterd build/$@/unit_tests

@@ -114,6 +114,10 @@ fuzz: ## the fuzz targets with libFuzzer, in build/fuzz; scripts/fuzz.sh runs th
 
 -include $(FUZZ_OBJECTS:.o=.d)
 
+.PHONY: bench
+bench: ## measure chatterd by scripts/bench.sh; BENCH="--rounds 5 one short" are its arguments
+	scripts/bench.sh $(BENCH)
+
 .PHONY: check
 check: ## includes that point the wrong way, shell scripts
 	scripts/check.sh

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # What test.sh and faults.sh share: a folder and a PostgreSQL of their own, the sanitizers' options, and how
-# Catch2 counts. Sourced, after lib.sh.
+# Catch2 counts. bench.sh uses the folder only. Sourced, after lib.sh.
 
 # ---- Beginning and end ----
 

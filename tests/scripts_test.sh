@@ -205,7 +205,7 @@ chatts_go_round() {
 
 each_has_help() {
   local name help
-  for name in llmchat llmprep llmprompt getchatts postchatt top make-cert setup-db quickstart test check; do
+  for name in llmchat llmprep llmprompt getchatts postchatt top make-cert setup-db quickstart test bench check; do
     help=$("$scripts/$name.sh" --help) # check.sh's own comment is its help
     [[ -n $help ]] || { say "$name.sh --help says nothing" && return 1; }
     if "$scripts/$name.sh" --no-such-option </dev/null >/dev/null 2>&1; then say "$name.sh takes any option" && return 1; fi
@@ -353,6 +353,45 @@ quickstart_uses_database() {
   [[ ! -e $work/own-db/quickstart.d/postgres.folder ]]
 }
 
+# ---- bench.sh ----
+
+# bench FOLDER ARGUMENT...: small, with its files in that folder.
+bench() {
+  mkdir "$1"
+  TMPDIR=$1 "$scripts/bench.sh" --quick --rounds 1 "${@:2}" 2>"$1.log" || { cat "$1.log" && return 1; }
+}
+
+bench_measures() {
+  local table shape
+  table=$(bench "$work/bench") || { say "$table" && return 1; }
+  for shape in one burst32 paced200 paced1000 short getchatts postchatt history table mixed handshakes idle; do
+    grep -qE "^\| $shape +\|.*failed +\| +0 \|$" <<<"$table" || { say "$shape:" "$table" && return 1; }
+  done
+  # Each row has a number, and what it started is gone.
+  expect '' "$(sed '1,/^|---/d' <<<"$table" | grep -vE '^\| [a-z0-9]+ +\| [^|]+ \| +[0-9]+(\.[0-9]+)? \|$' || true)"
+  nothing_of "$work/bench"
+  expect '' "$(ls "$work/bench")"
+}
+
+bench_compares() {
+  local table
+  table=$(bench "$work/compare" --against "${CHATTERD_BIN:-$checkout/chatterd}" short) || { say "$table" && return 1; }
+  grep -qE '^\| shape +\| what +\| +A \| +B \| +A/B \|$' <<<"$table"
+  grep -qE '^\| short +\| streams per s +\| +[0-9.]+ \| +[0-9.]+ \| +[0-9.]+ \|$' <<<"$table"
+}
+
+bench_refuses() {
+  local arguments status
+  for arguments in --no-such-option --rounds '--rounds 0' no-such-shape '--against /dev/null' '--against /bin/true --peer x' \
+    '--peer https://127.0.0.1:1' '--peer-reset true' '--ollama-port x'; do
+    status=0
+    # shellcheck disable=SC2086  # several arguments
+    "$scripts/bench.sh" $arguments >"$work/refused" 2>&1 || status=$?
+    expect "$arguments 2 1" "$arguments $status $(wc -l <"$work/refused")"
+    expect_part "${arguments%% *}" "$(<"$work/refused")"
+  done
+}
+
 # ---- check.sh ----
 
 check_finds() {
@@ -418,6 +457,9 @@ check_beside 'quickstart.sh works after the one before was killed' quickstart_af
 check_beside 'quickstart.sh serves until it is told to stop, and stops all it started' quickstart_stops
 check_beside 'quickstart.sh works beside one of another checkout' quickstart_beside_another
 check_beside 'quickstart.sh uses the database that CHATTERD_DB names' quickstart_uses_database
+check_beside 'bench.sh measures every shape without a failure and leaves nothing' bench_measures
+check_beside 'bench.sh compares two builds of chatterd' bench_compares
+check 'bench.sh refuses wrong arguments with status 2 and one line' bench_refuses
 check 'check.sh finds includes that point the wrong way and what shellcheck finds' check_finds
 check_all_beside
 ((failures == 0))

@@ -41,7 +41,7 @@ const Statement kPrepared[kStatements] = {
      " WHERE NOT EXISTS (SELECT FROM chatts WHERE appid = $3::varchar AND id = $2::uuid)"},
     {"insert_public", "INSERT INTO chatts (name, message, id) VALUES ($1, $2, $3)"},
     {"select_public",
-     "SELECT name, message, id::text, time, seq FROM chatts WHERE appid IS NULL"
+     "SELECT name, message, id, time, seq FROM chatts WHERE appid IS NULL"
      " AND (coalesce(time, '-infinity'), seq) > ($1::timestamptz, $2::bigint)"
      " ORDER BY coalesce(time, '-infinity'), seq LIMIT $3::bigint"},
 };

@@ -120,7 +120,8 @@ class Database {
   std::optional<DbFailure> store_reply(const Reply& reply);
   /// Stores a public chatt.
   std::optional<DbFailure> post(const PostRequest& chatt);
-  /// Up to `rows_max` public chatts behind `from`, oldest first; columns as in PublicColumn.
+  /// Up to `rows_max` public chatts behind `from`, oldest first; columns as in PublicColumn, the id as
+  /// its 16 bytes.
   enum PublicColumn { kPublicName, kPublicMessage, kPublicId, kPublicTime, kPublicSeq };
   Result<Rows, DbFailure> public_page(const PageEnd& from, size_t rows_max);
 

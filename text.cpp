@@ -2,9 +2,11 @@
 
 #include <sys/random.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstdio>
+#include <cstring>
 
 namespace {
 
@@ -61,6 +63,27 @@ bool needs_care(char c) {
   return byte < 0x20 || byte >= 0x80 || c == '"' || c == '\\';
 }
 
+// Whether none of eight bytes needs care, by arithmetic on all of them at once: the high bit of a byte is
+// set where it, the byte less 0x20, or the byte's difference from a quote or backslash less 1 is negative. A
+// borrow from the byte below can only say too often that there is one.
+bool eight_are_plain(const char* text) {
+  constexpr std::uint64_t kOnes = 0x0101010101010101;
+  std::uint64_t bytes = 0;
+  std::memcpy(&bytes, text, sizeof bytes);
+  const std::uint64_t negative = bytes | (bytes - kOnes * 0x20) | ((bytes ^ kOnes * '"') - kOnes) | ((bytes ^ kOnes * '\\') - kOnes);
+  return (negative & (kOnes * 0x80)) == 0;
+}
+
+// In decimal, with zeros before it up to `digits`.
+void append_number(std::string& out, std::int64_t number, size_t digits) {
+  if (number < 0) out += '-';
+  std::uint64_t left = number < 0 ? 0 - static_cast<std::uint64_t>(number) : static_cast<std::uint64_t>(number);
+  std::array<char, 20> text;
+  size_t at = text.size();
+  for (; left != 0 || text.size() - at < digits; left /= 10) text[--at] = static_cast<char>('0' + left % 10);
+  out.append(text.data() + at, text.size() - at);
+}
+
 }  // namespace
 
 void append_json_string(std::string& out, std::string_view text) {
@@ -69,6 +92,10 @@ void append_json_string(std::string& out, std::string_view text) {
   size_t i = 0;
   const auto flush_plain = [&] { out.append(text, plain_from, i - plain_from); };
   while (i < text.size()) {
+    if (text.size() - i >= 8 && eight_are_plain(text.data() + i)) {
+      i += 8;
+      continue;
+    }
     if (!needs_care(text[i])) {
       ++i;
       continue;
@@ -97,22 +124,27 @@ size_t count_code_points(std::string_view utf8) {
   return count;
 }
 
+std::string format_uuid(std::string_view bytes) {
+  static constexpr char kHex[] = "0123456789abcdef";
+  std::array<char, 36> text;
+  size_t at = 0;
+  for (size_t i = 0; i < bytes.size() && i < 16; ++i) {
+    const auto byte = static_cast<unsigned char>(bytes[i]);
+    if (i == 4 || i == 6 || i == 8 || i == 10) text[at++] = '-';
+    text[at++] = kHex[byte >> 4];
+    text[at++] = kHex[byte & 15];
+  }
+  return {text.data(), at};
+}
+
 std::string make_uuid() {
-  std::array<unsigned char, 16> bytes{};
+  std::array<char, 16> bytes{};
   // 16 bytes never come in part once the generator is up; before that, or on a signal, ask again.
   while (getrandom(bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size())) {
   }
-  bytes[6] = static_cast<unsigned char>((bytes[6] & 0x0F) | 0x40);
-  bytes[8] = static_cast<unsigned char>((bytes[8] & 0x3F) | 0x80);
-  static constexpr char kHex[] = "0123456789abcdef";
-  std::string uuid;
-  uuid.reserve(36);
-  for (size_t i = 0; i < bytes.size(); ++i) {
-    if (i == 4 || i == 6 || i == 8 || i == 10) uuid += '-';
-    uuid += kHex[bytes[i] >> 4];
-    uuid += kHex[bytes[i] & 15];
-  }
-  return uuid;
+  bytes[6] = static_cast<char>((bytes[6] & 0x0F) | 0x40);
+  bytes[8] = static_cast<char>((bytes[8] & 0x3F) | 0x80);
+  return format_uuid({bytes.data(), bytes.size()});
 }
 
 std::string format_timestamp(std::int64_t us_since_2000) {
@@ -123,12 +155,17 @@ std::string format_timestamp(std::int64_t us_since_2000) {
   const auto day = floor<days>(time);
   const year_month_day date(day);
   const hh_mm_ss clock(time - day);
-  char text[64];
-  std::snprintf(text, sizeof text, "%04d-%02u-%02uT%02d:%02d:%02d.%06dZ", static_cast<int>(date.year()),
-                static_cast<unsigned>(date.month()), static_cast<unsigned>(date.day()), static_cast<int>(clock.hours().count()),
-                static_cast<int>(clock.minutes().count()), static_cast<int>(clock.seconds().count()),
-                static_cast<int>(clock.subseconds().count()));
-  return text;
+  // Not by printf, which took a fifth of the time of /getchatts/.
+  std::string text;
+  text.reserve(27);
+  append_number(text, static_cast<int>(date.year()), 4);
+  append_number(text += '-', static_cast<unsigned>(date.month()), 2);
+  append_number(text += '-', static_cast<unsigned>(date.day()), 2);
+  append_number(text += 'T', clock.hours().count(), 2);
+  append_number(text += ':', clock.minutes().count(), 2);
+  append_number(text += ':', clock.seconds().count(), 2);
+  append_number(text += '.', clock.subseconds().count(), 6);
+  return text += 'Z';
 }
 
 void ReplyText::append(std::string_view piece) {

@@ -14,6 +14,9 @@ void append_json_string(std::string& out, std::string_view text);
 /// The number of code points in valid UTF-8: what PostgreSQL's varchar(n) counts.
 size_t count_code_points(std::string_view utf8);
 
+/// The 36-character form of a UUID's 16 bytes (RFC 9562); of none, nothing.
+std::string format_uuid(std::string_view bytes);
+
 /// A random (version 4) UUID in its 36-character form, from the kernel's generator.
 std::string make_uuid();
 

@@ -196,6 +196,7 @@ void handle_llmprompt(Services& services, const Request& request, Response& resp
     if (!answer->generation->has_unread() && !send("")) return false;
     std::string problem;
     const Ending ending = relay.run(*answer->generation, framing, problem);
+    answer->generation->abandon();
     current.lines = framing.lines();
     if (ending == Ending::client_left) return false;
     std::string last_words;

@@ -27,7 +27,7 @@ constexpr size_t kBatchChangesMax = 64;
 // Serialization failures and lost prepared statements: the same again usually succeeds at once.
 constexpr int kTriesMax = 3;
 
-enum StatementIndex { kInsert, kHistory, kDelete, kInsertReply, kFindReply, kAppendReply, kInsertPublic, kSelectPublic, kStatements };
+enum StatementIndex { kInsert, kHistory, kDelete, kInsertReply, kFindReply, kAppendReply, kInsertPublic, kSelectPublic, kSelectLarge, kStatements };
 
 const Statement kPrepared[kStatements] = {
     {"insert", "INSERT INTO chatts (name, message, id, appid) VALUES ($1, $2, $3, $4) RETURNING seq"},
@@ -41,9 +41,12 @@ const Statement kPrepared[kStatements] = {
      " WHERE NOT EXISTS (SELECT FROM chatts WHERE appid = $3::varchar AND id = $2::uuid)"},
     {"insert_public", "INSERT INTO chatts (name, message, id) VALUES ($1, $2, $3)"},
     {"select_public",
-     "SELECT name, message, id, time, seq FROM chatts WHERE appid IS NULL"
-     " AND (coalesce(time, '-infinity'), seq) > ($1::timestamptz, $2::bigint)"
+     // 2048 bytes: about where PostgreSQL stores a value apart from its row, so that a page reads rows only.
+     "SELECT CASE WHEN octet_length(name) <= 2048 THEN name END, CASE WHEN octet_length(message) <= 2048 THEN message END,"
+     " id, time, seq, nullif(octet_length(name) > 2048 OR octet_length(message) > 2048, false)"
+     " FROM chatts WHERE appid IS NULL AND (coalesce(time, '-infinity'), seq) > ($1::timestamptz, $2::bigint)"
      " ORDER BY coalesce(time, '-infinity'), seq LIMIT $3::bigint"},
+    {"select_large", "SELECT name, message FROM chatts WHERE appid IS NULL AND seq = $1"},
 };
 
 const Statement* statement(StatementIndex index) { return &kPrepared[index]; }
@@ -173,6 +176,13 @@ Result<Rows, DbFailure> Database::public_page(const PageEnd& from, size_t rows_m
   const std::string seq = std::to_string(from.seq);
   const std::string limit = std::to_string(rows_max);
   auto results = run({{statement(kSelectPublic), {time.c_str(), seq.c_str(), limit.c_str()}}}, call_deadline());
+  if (!results.ok()) return results.error();
+  return std::move(results.value()[0]);
+}
+
+Result<Rows, DbFailure> Database::public_large(std::int64_t seq) {
+  const std::string text = std::to_string(seq);
+  auto results = run({{statement(kSelectLarge), {text.c_str()}}}, call_deadline());
   if (!results.ok()) return results.error();
   return std::move(results.value()[0]);
 }

@@ -121,9 +121,11 @@ class Database {
   /// Stores a public chatt.
   std::optional<DbFailure> post(const PostRequest& chatt);
   /// Up to `rows_max` public chatts behind `from`, oldest first; columns as in PublicColumn, the id as
-  /// its 16 bytes.
-  enum PublicColumn { kPublicName, kPublicMessage, kPublicId, kPublicTime, kPublicSeq };
+  /// its 16 bytes. A name or message of more than 2 KB is left out (NULL) and kPublicLarge set, so that a
+  /// page's size has a limit; public_large() has both then, or no row if it is gone.
+  enum PublicColumn { kPublicName, kPublicMessage, kPublicId, kPublicTime, kPublicSeq, kPublicLarge };
   Result<Rows, DbFailure> public_page(const PageEnd& from, size_t rows_max);
+  Result<Rows, DbFailure> public_large(std::int64_t seq);
 
   /// Makes the table or brings it up to date, unless it is. May take minutes for a large old table.
   /// Until this has succeeded once, the calls above fail as unavailable.

@@ -14,8 +14,10 @@ using httplib::Response;
 
 namespace {
 
-// One page of /getchatts/: a round trip to the database, and a few hundred KB in memory.
-constexpr size_t kPageRows = 2000;
+// One page of /getchatts/: a round trip to the database, and some 100 KB in memory, 4 MB at most.
+constexpr size_t kPageRows = 1000;
+// What is sent at once, but for one large chatt.
+constexpr size_t kPieceBytes = 256 * 1024;
 
 struct Route {
   std::string_view path;  // with one trailing slash; it matches without it too
@@ -96,34 +98,54 @@ void handle_llmprep(Services& services, const Request& request, Response& respon
 // page is written and sent the next one is fetched, on a thread of its own.
 class PublicChatts {
  public:
-  PublicChatts(Database& database, Rows first_page) : database_(database), page_(std::move(first_page)) {}
+  PublicChatts(Database& database, Rows first_page) : database_(database), page_(std::move(first_page)) { fetch_next(); }
 
   // The next piece of the JSON array. False: the database failed, and the rest can't be had.
   bool next(std::string& out) {
-    if (!begun_) out += '[';
-    if (next_page_.valid()) {
-      auto page = next_page_.get();
-      if (!page.ok()) return false;
-      page_ = std::move(page.value());
+    while (row_ < page_.size() && out.size() < kPieceBytes) {
+      if (!append_row(out)) return false;
     }
-    ended_ = page_.size() < kPageRows;
-    if (!ended_) {
-      const size_t last = page_.size() - 1;
-      const PageEnd end{page_.integer(last, Database::kPublicTime), page_.integer(last, Database::kPublicSeq)};
-      next_page_ = std::async([this, end] { return database_.public_page(end, kPageRows); });
+    if (row_ < page_.size()) return true;
+    if (!next_page_.valid()) {
+      out += begun_ ? "]" : "[]";
+      ended_ = true;
+      return true;
     }
-    for (size_t row = 0; row < page_.size(); ++row) append(out, row);
-    if (ended_) out += ']';
+    auto page = next_page_.get();
+    if (!page.ok()) return false;
+    page_ = std::move(page.value());
+    row_ = 0;
+    fetch_next();
     return true;
   }
   bool ended() const { return ended_; }
 
  private:
-  void append(std::string& out, size_t row) {
-    out += begun_ ? ",[" : "[";
+  // Begins to fetch the page behind the present one, unless that is the last.
+  void fetch_next() {
+    if (page_.size() < kPageRows) return;
+    const size_t last = page_.size() - 1;
+    const PageEnd end{page_.integer(last, Database::kPublicTime), page_.integer(last, Database::kPublicSeq)};
+    next_page_ = std::async([this, end] { return database_.public_page(end, kPageRows); });
+  }
+
+  bool append_row(std::string& out) {
+    const size_t row = row_++;
+    if (page_.is_null(row, Database::kPublicLarge)) {
+      append(out, page_, row, row);
+      return true;
+    }
+    const auto large = database_.public_large(page_.integer(row, Database::kPublicSeq));
+    if (large.ok() && large.value().size() == 1) append(out, large.value(), 0, row);
+    return large.ok();
+  }
+
+  // The chatt in `row` of the page, whose words are in `text_row` of `texts`.
+  void append(std::string& out, const Rows& texts, size_t text_row, size_t row) {
+    out += begun_ ? ",[" : "[[";
     begun_ = true;
-    append_json_string(out, page_.text(row, Database::kPublicName));
-    append_json_string(out += ',', page_.text(row, Database::kPublicMessage));
+    append_json_string(out, texts.text(text_row, Database::kPublicName));
+    append_json_string(out += ',', texts.text(text_row, Database::kPublicMessage));
     // Neither a UUID nor a time has anything to escape.
     out.append(",\"").append(format_uuid(page_.text(row, Database::kPublicId))).append("\",\"");
     if (!page_.is_null(row, Database::kPublicTime)) out += format_timestamp(page_.integer(row, Database::kPublicTime));
@@ -132,6 +154,7 @@ class PublicChatts {
 
   Database& database_;
   Rows page_;
+  size_t row_ = 0;  // the next one
   bool begun_ = false;
   bool ended_ = false;
   std::future<Result<Rows, DbFailure>> next_page_;  // the last member: goes, and so ends, first

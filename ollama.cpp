@@ -206,11 +206,18 @@ void Generation::receive(std::span<char> buffer) {
   if (received > 0) {
     unread_ = {buffer.data(), static_cast<size_t>(received)};
   } else if (received == 0 && body_.ends_at_close()) {
-    abandon();
+    step_ = Step::ended;
   } else if (received == 0 || (errno != EAGAIN && errno != EINTR)) {
-    broken_ = true;
-    fail(Event::broken, received == 0 ? "the connection was closed in mid-answer" : errno_text(errno));
+    break_off(received == 0 ? "the connection was closed in mid-answer" : errno_text(errno));
   }
+}
+
+// The connection is closed by abandon(): during a step it is being watched.
+void Generation::break_off(std::string detail) {
+  detail_ = std::move(detail);
+  broken_ = true;
+  step_ = Step::ended;
+  unread_ = {};
 }
 
 std::optional<Generation::Event> Generation::ended() {
@@ -234,10 +241,7 @@ bool Generation::read_at_hand(std::string_view& bytes) {
   while (step_ == Step::body) {
     // Also asked with nothing unread: an empty body is over at once.
     const auto status = body_.next(unread_, bytes);
-    if (status == http1::BodyDecoder::Status::malformed) {
-      broken_ = true;
-      fail(Event::broken, "the answer's chunks are malformed");
-    }
+    if (status == http1::BodyDecoder::Status::malformed) break_off("the answer's chunks are malformed");
     if (status == http1::BodyDecoder::Status::done) finish();
     if (!bytes.empty()) return true;
     if (unread_.empty()) break;

@@ -68,7 +68,8 @@ class Generation {
   void receive(std::span<char> buffer);
   bool read_at_hand(std::string_view& bytes);
   std::optional<Event> ended();
-  /// After the head: all of a small body, cut off at `bytes_max` or at the deadline.
+  /// After the head: all of a small body, or what of it has come by the deadline or when it is
+  /// over `bytes_max`.
   std::string read_small(Waiter& waiter, Deadline deadline, size_t bytes_max);
   /// Whether something has arrived that was not read yet.
   bool has_unread() const { return !unread_.empty(); }
@@ -93,6 +94,7 @@ class Generation {
   Event receive_head(Waiter& waiter, Deadline deadline);
   Event fail(Event event, std::string detail);
   bool try_again();
+  void break_off(std::string detail);
   void finish();
 
   Ollama& ollama_;

@@ -28,14 +28,12 @@ struct Pump::Stream {
   std::condition_variable back;
   // Guarded by mutex:
   const std::function<bool()>* step = nullptr;  // null: it is not lent
+  Loop* loop = nullptr;
+  int fd = -1;
   int client_fd = -1;
   Wake outcome = Wake::timed_out;
 
-  void end(Wake why) {
-    step = nullptr;
-    outcome = why;
-    back.notify_one();
-  }
+  void end(Wake why);
 };
 
 class Pump::Loop {
@@ -71,6 +69,15 @@ class Pump::Loop {
   std::atomic<bool> stopping_{false};
   std::thread thread_;
 };
+
+// Both descriptors are let go before their owner can close them, and another stream get their numbers.
+void Pump::Stream::end(Wake why) {
+  loop->forget(fd);
+  loop->forget(client_fd);
+  step = nullptr;
+  outcome = why;
+  back.notify_one();
+}
 
 void Pump::Loop::run() {
   std::array<epoll_event, kEventsMax> events;
@@ -141,17 +148,18 @@ std::optional<Wake> Pump::carry(int fd, int client_fd, Deadline deadline, const 
   {
     std::unique_lock lock(stream.mutex);
     stream.step = &step;
+    stream.loop = &loop;
+    stream.fd = fd;
     stream.client_fd = client_fd;
-    stream.outcome = outcome;
     watched = loop.watch(client_fd, EPOLLRDHUP, &stream.client) && loop.watch(fd, EPOLLIN, &stream.upstream);
-    if (loop.stopping()) stream.end(Wake::stopping);
-    if (watched) stream.back.wait_until(lock, deadline.at(), [&] { return stream.step == nullptr; });
-    stream.step = nullptr;
-    stream.client_fd = -1;
+    if (watched && !loop.stopping()) {
+      const auto is_back = [&stream = stream] { return stream.step == nullptr; };
+      if (!stream.back.wait_until(lock, deadline.at(), is_back)) stream.end(Wake::timed_out);
+    } else {
+      stream.end(Wake::stopping);
+    }
     outcome = stream.outcome;
   }
-  loop.forget(fd);
-  loop.forget(client_fd);
   end(stream);
   return watched ? std::optional(outcome) : std::nullopt;
 }

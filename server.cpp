@@ -31,9 +31,6 @@ constexpr auto kStopMax = std::chrono::seconds(10);
 constexpr int kEventsMax = 256;
 // One read; a TLS record holds at most this much.
 constexpr size_t kReadBytes = 16 * 1024;
-// A handshake is all computing, so more threads than processors gain nothing; and what OpenSSL keeps for
-// each thread that has made one, and the stack it has touched, is kept for these only.
-constexpr size_t kGreeterThreads = 2;
 // A client that has its next request ready sends it at once.
 constexpr int kNextRequestMs = 2;
 // More than processors: a burst of lines is shared with the threads of the other programs here, and more of
@@ -126,7 +123,10 @@ std::string Server::url() const {
 void Server::start() {
   pump_ = std::make_unique<Pump>(kPumpThreads, stop_event_.get());
   workers_ = std::make_unique<Workers>(settings_.threads_max, [this](Held connection) { serve(std::move(connection)); });
-  greeters_ = std::make_unique<Workers>(kGreeterThreads, [this](Held connection) { greet(std::move(connection)); });
+  // A handshake is all computing, so more threads than processors gain nothing; and what OpenSSL keeps for
+  // each thread that has made one, and the stack it has touched, is kept for these only.
+  const size_t greeters_max = std::max(2u, std::thread::hardware_concurrency());
+  greeters_ = std::make_unique<Workers>(greeters_max, [this](Held connection) { greet(std::move(connection)); });
   for (const UniqueFd* watched : {&listener_, &door_event_}) {
     epoll_event event{};
     event.events = EPOLLIN;

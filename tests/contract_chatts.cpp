@@ -61,6 +61,37 @@ TEST_CASE("what postchatt takes, getchatts gives, oldest first, as arrays of 4 s
   CHECK(rows[0][2] != rows[1][2]);
 }
 
+TEST_CASE("getchatts gives large chatts whole and in their place, also many of them (2)", "[chatts]") {
+  World world;
+  std::vector<std::string> sent;
+  for (int i = 0; i < 24; ++i) {
+    const size_t size = i % 3 == 0 ? 300'000 : i % 3 == 1 ? 2048 : 2049;
+    sent.push_back(std::to_string(i) + std::string(size - std::to_string(i).size(), 'x'));
+    REQUIRE(world.post("/postchatt/", "{\"name\":\"n\",\"message\":" + json_string(sent.back()) + "}").status() == 200);
+  }
+  const auto got = chatts(world);
+  REQUIRE(got.size() == sent.size());
+  for (size_t i = 0; i < sent.size(); ++i) {
+    CHECK(got[i][0] == "n");
+    CHECK((got[i][1] == sent[i]));  // in brackets: not shown
+  }
+}
+
+TEST_CASE("getchatts has neither gap nor repetition where its pages meet (2)", "[chatts]") {
+  World world;
+  for (const int rows : {999, 1000, 1001, 2000, 2001}) {
+    world.database.run("truncate chatts");
+    world.database.run("insert into chatts (name, message, id, time) select 'n', g::text, gen_random_uuid(), "
+                           "'2026-01-01Z' from generate_series(1, " + std::to_string(rows) + ") g");
+    const auto got = chatts(world);
+    INFO(rows << " rows");
+    REQUIRE(got.size() == static_cast<size_t>(rows));
+    bool in_order = true;
+    for (int i = 0; i < rows; ++i) in_order = in_order && got[static_cast<size_t>(i)][1] == std::to_string(i + 1);
+    CHECK(in_order);
+  }
+}
+
 TEST_CASE("the time is RFC 3339 in UTC with microseconds, whatever the database's time zone (2)", "[chatts]") {
   World world;
   world.database.run("ALTER DATABASE " + world.database.name() + " SET timezone TO 'America/Detroit'");

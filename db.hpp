@@ -116,7 +116,8 @@ class Database {
   Result<Conversation, DbFailure> append(const std::string& app_id, const std::vector<ChatMessage>& messages);
   /// Puts `messages` in the place of a conversation's rows: all or nothing.
   std::optional<DbFailure> replace(const std::string& app_id, const std::vector<ChatMessage>& messages);
-  /// Stores a reply. Safe to repeat with the same Reply after a failure: it is stored once.
+  /// Stores a reply. Safe to repeat with the same Reply after a failure: it is stored once. Like
+  /// post(), it may share a transaction with what other threads store at the same time.
   std::optional<DbFailure> store_reply(const Reply& reply);
   /// Stores a public chatt.
   std::optional<DbFailure> post(const PostRequest& chatt);

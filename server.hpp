@@ -3,8 +3,9 @@
 //
 // cpp-httplib alone gives a thread to every connection, idle or not, and its timeouts are per read. So
 // the way in is chatterd's own: connections that wait for their client stand at the door, which is one
-// thread and an epoll, and a worker takes one over only when bytes have come. When a whole request is
-// there, httplib's process_request() does the rest on that worker through a stream of ours.
+// thread and an epoll. When bytes have come, a greeter goes on with the TLS handshake, or a worker with the
+// request. When a whole request is there, httplib's process_request() does the rest on that worker through a
+// stream of ours; while a long answer is streamed, the worker lends it to the pump.
 #pragma once
 
 #include <atomic>

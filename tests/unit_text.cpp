@@ -1,5 +1,8 @@
 #include "tests/catch.hpp"
 
+#include <chrono>
+#include <nlohmann/json.hpp>
+
 #include "text.hpp"
 
 namespace {
@@ -23,6 +26,23 @@ TEST_CASE("a JSON string escapes quotes, backslashes and control characters, and
   CHECK(as_json("a\"b\\c") == R"("a\"b\\c")");
   CHECK(as_json("\b\f\n\r\t\x01\x1f") == "\"\\b\\f\\n\\r\\t\\u0001\\u001f\"");
   CHECK(as_json("\x7f\xc3\xa9 \xe2\x80\xa8 \xf0\x9f\x98\x80") == "\"\x7f\xc3\xa9 \xe2\x80\xa8 \xf0\x9f\x98\x80\"");
+}
+
+TEST_CASE("a JSON string is right wherever a character stands that is not plain", "[text]") {
+  std::vector<std::string> characters = {"\xc2\x80", "\xc3\xa9", "\xe2\x80\xa8", "\xed\x9f\xbf", "\xef\xbf\xbf", "\xf0\x9f\x98\x80", "\xf4\x8f\xbf\xbf",
+                                         "\"\\", " \n", "!\"", "\x80"};
+  for (int byte = 0; byte < 128; ++byte) characters.emplace_back(1, static_cast<char>(byte));
+  // Behind a plain character, and behind those from which a borrow could come.
+  for (const char plain : {'a', ' ', '!', '#', '[', ']', '\x7f'}) {
+    for (const std::string& character : characters) {
+      for (size_t at = 0; at <= 20; ++at) {
+        std::string text(24, plain);
+        text.replace(at, 1, character);
+        INFO("at " << at << " of " << nlohmann::json(text).dump(-1, ' ', true, nlohmann::json::error_handler_t::replace));
+        REQUIRE(as_json(text) == nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+      }
+    }
+  }
 }
 
 TEST_CASE("invalid UTF-8 becomes U+FFFD in a JSON string, so that the JSON stays valid", "[text]") {
@@ -58,6 +78,26 @@ TEST_CASE("a time is written by RFC 3339 in UTC with microseconds (2)", "[text]"
   CHECK(format_timestamp(-1) == "1999-12-31T23:59:59.999999Z");
   CHECK(format_timestamp(835'565'403'000'007) == "2026-06-23T21:30:03.000007Z");
   CHECK(format_timestamp(kNoTime) == "-infinity");
+}
+
+TEST_CASE("a time of any year is written in full", "[text]") {
+  using namespace std::chrono;
+  const auto start_of = [](int number) {
+    const auto since = sys_days(year(number) / January / 2) - sys_days(year(2000) / January / 1);
+    return duration_cast<microseconds>(since).count();
+  };
+  CHECK(format_timestamp(start_of(1)) == "0001-01-02T00:00:00.000000Z");
+  CHECK(format_timestamp(start_of(999) + 1) == "0999-01-02T00:00:00.000001Z");
+  CHECK(format_timestamp(start_of(9999) - 1) == "9999-01-01T23:59:59.999999Z");
+  CHECK(format_timestamp(start_of(10000)) == "10000-01-02T00:00:00.000000Z");
+  CHECK(format_timestamp(start_of(-1)) == "-0001-01-02T00:00:00.000000Z");
+  CHECK(format_timestamp(std::numeric_limits<std::int64_t>::max()) == "infinity");
+}
+
+TEST_CASE("a UUID is written from its 16 bytes, and nothing from none", "[text]") {
+  CHECK(format_uuid("") == "");
+  CHECK(format_uuid(std::string_view("\x00\x11\x22\x33\x44\x55\x66\x77\x88\x99\xaa\xbb\xcc\xdd\xee\xff", 16)) ==
+        "00112233-4455-6677-8899-aabbccddeeff");
 }
 
 TEST_CASE("UUIDs are of version 4 and differ", "[text]") {

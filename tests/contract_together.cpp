@@ -1,0 +1,193 @@
+// Contract section 3.3 for changes that share a transaction because they come at once (db.hpp): each client
+// is told what became of its own.
+#include <atomic>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "tests/contract_fixture.hpp"
+
+using namespace contract;
+
+namespace {
+
+struct Posted {
+  std::string message;
+  int status = 0;  // 0: no answer
+  std::string body;
+  double ms = 0;
+};
+
+// Clients that post at the same time, each on a connection that it keeps, until `enough` or until they have
+// posted so many.
+class Clients {
+ public:
+  using MessageOf = std::function<std::string(int client, int turn)>;
+
+  Clients(const Endpoint& endpoint, int clients, int turns, const MessageOf& message_of) {
+    for (int client = 0; client < clients; ++client) {
+      threads_.emplace_back([=, this] { run(endpoint, client, turns, message_of); });
+    }
+  }
+  ~Clients() {
+    enough_ = true;
+    join();
+  }
+  Clients(const Clients&) = delete;
+  Clients& operator=(const Clients&) = delete;
+
+  [[nodiscard]] int answers(int status) {
+    const std::lock_guard lock(mutex_);
+    int count = 0;
+    for (const Posted& posted : posted_) count += posted.status == status ? 1 : 0;
+    return count;
+  }
+  void enough() { enough_ = true; }
+  std::vector<Posted> all() {
+    join();
+    return posted_;
+  }
+
+ private:
+  void run(const Endpoint& endpoint, int client, int turns, const MessageOf& message_of) {
+    std::unique_ptr<Connection> connection;
+    for (int turn = 0; turn < turns && !enough_; ++turn) {
+      Posted posted{message_of(client, turn), 0, "", 0};
+      try {
+        if (!connection) connection = std::make_unique<Connection>(endpoint);
+        const auto before = Clock::now();
+        connection->send(bytes_of({"POST", "/postchatt/", R"({"name":"n","message":)" + json_string(posted.message) + "}", {}}));
+        const Response response = connection->read_response();
+        posted.ms = ms_between(before, Clock::now());
+        posted.status = response.status();
+        posted.body = response.body;
+      } catch (const std::exception& error) {
+        posted.body = error.what();
+        connection.reset();
+      }
+      const std::lock_guard lock(mutex_);
+      posted_.push_back(posted);
+    }
+  }
+  void join() {
+    for (std::thread& thread : threads_) {
+      if (thread.joinable()) thread.join();
+    }
+  }
+
+  std::atomic<bool> enough_{false};
+  std::mutex mutex_;
+  std::vector<Posted> posted_;  // guarded by mutex_
+  std::vector<std::thread> threads_;
+};
+
+std::string numbered(int client, int turn) { return "m" + std::to_string(client) + "." + std::to_string(turn); }
+
+// How often each public message is in the table.
+std::map<std::string, int> stored(World& world) {
+  std::map<std::string, int> counts;
+  for (const Row& row : world.database.run("SELECT message FROM chatts WHERE appid IS NULL")) ++counts[row[0]];
+  return counts;
+}
+
+}  // namespace
+
+TEST_CASE("chatts that are posted at once are each stored exactly once (2)", "[store]") {
+  World world;
+  Clients clients(world.endpoint, 32, 10, numbered);
+  const auto all = clients.all();
+  const auto counts = stored(world);
+  CHECK(all.size() == 320);
+  CHECK(counts.size() == 320);
+  for (const Posted& posted : all) {
+    INFO(posted.message << ": " << posted.status << " " << posted.body);
+    CHECK(posted.status == 200);
+    CHECK((counts.count(posted.message) == 1 && counts.at(posted.message) == 1));
+  }
+  CHECK(world.database.value("SELECT count(DISTINCT id) FROM chatts") == "320");
+}
+
+TEST_CASE("of chatts posted at once only those that the database refuses are refused (3.3)", "[store]") {
+  World world;
+  world.database.run("ALTER TABLE chatts ADD CHECK (message NOT LIKE 'bad%')");
+  const auto is_bad = [](int client, int turn) { return (client * 7 + turn) % 5 == 0; };
+  Clients clients(world.endpoint, 32, 10, [=](int client, int turn) { return (is_bad(client, turn) ? "bad" : "") + numbered(client, turn); });
+  const auto all = clients.all();
+  const auto counts = stored(world);
+  CHECK(all.size() == 320);
+  int good = 0;
+  for (const Posted& posted : all) {
+    INFO(posted.message << ": " << posted.status << " " << posted.body);
+    const bool bad = posted.message.rfind("bad", 0) == 0;
+    good += bad ? 0 : 1;
+    CHECK(posted.status == (bad ? 400 : 200));
+    CHECK((counts.count(posted.message) == 0) == bad);
+    if (bad) CHECK(error_text(posted.body).find("does not accept") != std::string::npos);
+  }
+  CHECK(world.database.value("SELECT count(*) FROM chatts") == std::to_string(good));
+}
+
+TEST_CASE("of chatts posted at once only those that the database fails at otherwise are 500 (3.3)", "[store]") {
+  World world;
+  world.expect_errors();
+  world.database.run(
+      "CREATE FUNCTION fail_odd() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN IF NEW.message LIKE 'odd%' THEN RAISE EXCEPTION 'odd' "
+      "USING ERRCODE = 'P0001'; END IF; RETURN NEW; END$$; CREATE TRIGGER fail_odd BEFORE INSERT ON chatts FOR EACH ROW EXECUTE "
+      "FUNCTION fail_odd()");
+  Clients clients(world.endpoint, 16, 8, [](int client, int turn) { return (client == 3 ? "odd" : "") + numbered(client, turn); });
+  const auto all = clients.all();
+  const auto counts = stored(world);
+  for (const Posted& posted : all) {
+    INFO(posted.message << ": " << posted.status << " " << posted.body);
+    const bool odd = posted.message.rfind("odd", 0) == 0;
+    CHECK(posted.status == (odd ? 500 : 200));
+    CHECK((counts.count(posted.message) == 0) == odd);
+  }
+}
+
+TEST_CASE("when the database goes away amid many posts, each client is told the truth in time (3.3)", "[store]") {
+  for (const bool frozen : {true, false}) {
+    INFO((frozen ? "it stops answering" : "it is gone"));
+    World world({{"--db-timeout", "1"}, {}, true, true});
+    world.expect_errors();
+    constexpr int kClients = 32;
+    Clients clients(world.endpoint, kClients, 1'000'000, numbered);
+    REQUIRE(eventually([&] { return clients.answers(200) >= 4 * kClients; }));
+    frozen ? world.database_proxy->freeze() : world.database_proxy->outage();
+    REQUIRE(eventually([&] { return clients.answers(503) >= 2 * kClients; }));
+    clients.enough();
+    const auto all = clients.all();
+    world.database_proxy->pass();
+    REQUIRE(eventually([&] { return world.post("/postchatt/", R"({"name":"n","message":"back"})").status() == 200; }));
+    // What was sent before is over: nobody is at work in the database any more.
+    REQUIRE(eventually([&] {
+      return world.database.value("SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid() AND state <> 'idle'",
+                                  {world.database.name()}) == "0";
+    }));
+    const auto counts = stored(world);
+    int unknown = 0;
+    for (const Posted& posted : all) {
+      INFO(posted.message << ": " << posted.status << " after " << posted.ms << " ms: " << posted.body);
+      const int rows = counts.count(posted.message) == 0 ? 0 : counts.at(posted.message);
+      CHECK(posted.ms < 3000);
+      if (posted.status == 200) {
+        CHECK(rows == 1);
+        continue;
+      }
+      REQUIRE(posted.status == 503);
+      if (error_text(posted.body).find("not known") != std::string::npos) {
+        ++unknown;
+        CHECK(rows <= 1);
+      } else {
+        CHECK(error_text(posted.body).find("nothing of this request was stored") != std::string::npos);
+        CHECK(rows == 0);
+      }
+    }
+    if (frozen) CHECK(unknown > 0);
+    Clients again(world.endpoint, 8, 3, [](int client, int turn) { return "again" + numbered(client, turn); });
+    for (const Posted& posted : again.all()) {
+      INFO(posted.message << ": " << posted.body);
+      CHECK(posted.status == 200);
+    }
+  }
+}

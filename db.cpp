@@ -282,6 +282,8 @@ Database::Results Database::run_together(const std::vector<Execution>& execution
 std::vector<Database::Change*> Database::next_batch(Change* leader) {
   const std::lock_guard lock(changes_mutex_);
   std::vector<Change*> batch{leader};
+  // A batch has the deadline of its first: one that has waited long must not hurry those that came later.
+  if (leader->deadline.at() < Clock::now() + settings_.call_timeout / 2) return batch;
   while (!changes_.empty() && batch.size() < kBatchChangesMax) {
     batch.push_back(changes_.front());
     changes_.pop_front();

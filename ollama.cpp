@@ -12,8 +12,8 @@
 
 namespace {
 
-// One recv of the head, with perhaps the first lines behind it.
-constexpr size_t kHeadBytes = 4 * 1024;
+// One recv of the head, with what has come of the body behind it.
+constexpr size_t kHeadBytes = 16 * 1024;
 // Ollama is near; one that does not take a connection in this time is as good as away.
 constexpr auto kConnectMax = std::chrono::seconds(5);
 // Kept connections save a connect a turn; idle for longer they are closed, so that a burst leaves nothing.

@@ -23,8 +23,8 @@ constexpr size_t kLoggedPathBytesMax = 200;
 // thread is going to sleep for as long as the stream lasts, and a thousand may do so at once.
 void release_unused_stack() {
   constexpr std::uintptr_t kPage = 4096;
-  constexpr std::uintptr_t kOwnFrames = 2 * 1024;       // of this call itself
-  constexpr std::uintptr_t kDeepest = 64 * 1024;  // that anything has gone before, with room to spare
+  constexpr std::uintptr_t kOwnFrames = 2 * 1024;  // of this call itself
+  constexpr std::uintptr_t kDeepest = 64 * 1024;   // that anything before may have gone, well within the stack
   const auto here = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
   const std::uintptr_t end = (here - kOwnFrames) / kPage * kPage;
   ::madvise(reinterpret_cast<void*>(end - kDeepest), kDeepest, MADV_DONTNEED);

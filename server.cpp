@@ -273,7 +273,7 @@ int Server::handle_deadlines() {
       // No event has come for it: what comes from now on must not reach the door, which has it no more.
       ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection->fd(), nullptr);
       connection->timed_out = true;
-      workers_->submit(std::move(connection));
+      hand_to(*workers_, std::move(connection));
     } else {
       --connections_;
     }
@@ -291,7 +291,12 @@ void Server::wake_up(Connection* connection) {
     ++serving_;
   }
   Workers& pool = held->handshaken() ? *workers_ : *greeters_;
-  pool.submit(std::move(held));
+  hand_to(pool, std::move(held));
+}
+
+// Without a thread to serve it a connection is closed.
+void Server::hand_to(Workers& pool, Held connection) {
+  if (Held refused = pool.submit(std::move(connection))) leave(std::move(refused));
 }
 
 // Leaves a connection at the door until its socket has one of `events`. Any thread.
@@ -325,7 +330,7 @@ void Server::greet(Held connection) {
   while (connection) {
     const State state = connection->reader.state();
     // A thread of the pool answers; until then the connection is being served.
-    if (state == State::complete || state == State::refused) return workers_->submit(std::move(connection));
+    if (state == State::complete || state == State::refused) return hand_to(*workers_, std::move(connection));
     if (!advance(connection)) break;
   }
   leave(std::move(connection));

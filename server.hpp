@@ -122,6 +122,7 @@ class Server : public httplib::Server {
   void accept_clients();
   void admit(UniqueFd socket, std::string address);
   void wake_up(Connection* connection);
+  void hand_to(Workers& pool, Held connection);
   int handle_deadlines();
   bool evict_idle();
   void pause_accepting(int error);

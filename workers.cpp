@@ -24,7 +24,7 @@ Workers::~Workers() {
   for (std::thread& thread : finished_) thread.join();
 }
 
-void Workers::submit(Job job) {
+Workers::Job Workers::submit(Job job) {
   const std::lock_guard lock(mutex_);
   if (!sleepers_.empty()) {
     Sleeper* sleeper = sleepers_.back();
@@ -34,6 +34,7 @@ void Workers::submit(Job job) {
   } else if (threads_.size() >= threads_max_ || !start_thread(job)) {
     if (!threads_.empty()) queue_.push_back(std::move(job));
   }
+  return job;  // null where it was moved from
 }
 
 size_t Workers::threads() {

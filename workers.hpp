@@ -26,9 +26,9 @@ class Workers {
   Workers(const Workers&) = delete;
   Workers& operator=(const Workers&) = delete;
 
-  /// Any thread. With all threads at work the job waits its turn. When not even one thread can be
-  /// started the job is dropped, and its connection closed.
-  void submit(Job job);
+  /// Any thread. With all threads at work the job waits its turn. Returns null; or the job, when not
+  /// even one thread can be started.
+  [[nodiscard]] Job submit(Job job);
   /// How many threads there are now.
   size_t threads();
   /// Whether more work would get a thread at once.

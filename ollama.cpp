@@ -21,21 +21,21 @@ constexpr auto kIdleMax = std::chrono::seconds(5);
 // A name's addresses are asked for again after this time.
 constexpr auto kResolvedFor = std::chrono::seconds(30);
 
-Generation::Event as_event(Wake wake) {
-  switch (wake) {
-    case Wake::client_left: return Generation::Event::client_left;
-    case Wake::stopping: return Generation::Event::stopping;
-    case Wake::timed_out:
-    case Wake::ready: break;
-  }
-  return Generation::Event::timed_out;
-}
-
 socklen_t length_of(const sockaddr_storage& address) {
   return address.ss_family == AF_INET6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
 }
 
 }  // namespace
+
+Generation::Event event_of(Wake wake) {
+  switch (wake) {
+    case Wake::ready: break;
+    case Wake::timed_out: return Generation::Event::timed_out;
+    case Wake::client_left: return Generation::Event::client_left;
+    case Wake::stopping: return Generation::Event::stopping;
+  }
+  return Generation::Event::bytes;
+}
 
 std::optional<OllamaAddress> OllamaAddress::parse(std::string_view url) {
   constexpr std::string_view kScheme = "http://";
@@ -137,7 +137,7 @@ Generation::Event Generation::finish_connecting(Waiter& waiter, Deadline deadlin
   const Wake wake = waiter.wait(fd_.get(), POLLOUT, Deadline::earlier(deadline, *connect_deadline_));
   if (wake == Wake::timed_out && !connect_deadline_->passed()) return Event::timed_out;
   if (wake == Wake::timed_out) return fail(Event::unreachable, "no connection in time");
-  if (wake != Wake::ready) return as_event(wake);
+  if (wake != Wake::ready) return event_of(wake);
   int error = 0;
   socklen_t length = sizeof error;
   ::getsockopt(fd_.get(), SOL_SOCKET, SO_ERROR, &error, &length);
@@ -154,7 +154,7 @@ Generation::Event Generation::send_request(Waiter& waiter, Deadline deadline) {
     } else if (errno == EAGAIN) {
       // Ollama may answer, with an error say, before it has read everything.
       const Wake wake = waiter.wait(fd_.get(), POLLOUT, deadline);
-      if (wake != Wake::ready) return as_event(wake);
+      if (wake != Wake::ready) return event_of(wake);
     } else if (errno != EINTR) {
       if (try_again()) return Event::head;
       break;  // its answer may be there all the same
@@ -166,7 +166,7 @@ Generation::Event Generation::send_request(Waiter& waiter, Deadline deadline) {
 
 Generation::Event Generation::receive_head(Waiter& waiter, Deadline deadline) {
   const Wake wake = waiter.wait(fd_.get(), POLLIN, deadline);
-  if (wake != Wake::ready) return as_event(wake);
+  if (wake != Wake::ready) return event_of(wake);
   std::array<char, kHeadBytes> buffer;
   const ssize_t received = ::recv(fd_.get(), buffer.data(), buffer.size(), 0);
   if (received < 0 && (errno == EAGAIN || errno == EINTR)) return Event::head;

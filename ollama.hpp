@@ -114,6 +114,9 @@ class Generation {
   std::string detail_;
 };
 
+/// What the end of a wait for Ollama means; Event::bytes for Wake::ready.
+Generation::Event event_of(Wake wake);
+
 /// The server Ollama and the idle connections to it. Any thread, concurrently; must outlive its
 /// Generations.
 class Ollama {

@@ -125,7 +125,7 @@ Pump::Pump(size_t threads, int stop_fd) {
 
 Pump::~Pump() { loops_.clear(); }
 
-std::pair<Pump::Stream&, Pump::Loop&> Pump::begin() {
+std::pair<Pump::Stream&, Pump::Loop&> Pump::take_stream() {
   const std::lock_guard lock(mutex_);
   if (free_.empty()) {
     blocks_.push_back(std::make_unique<Stream[]>(kBlockStreams));
@@ -136,13 +136,13 @@ std::pair<Pump::Stream&, Pump::Loop&> Pump::begin() {
   return {*stream, *loops_[next_loop_++ % loops_.size()]};
 }
 
-void Pump::end(Stream& stream) {
+void Pump::give_back(Stream& stream) {
   const std::lock_guard lock(mutex_);
   free_.push_back(&stream);
 }
 
 std::optional<Wake> Pump::carry(int fd, int client_fd, Deadline deadline, const std::function<bool()>& step) {
-  auto [stream, loop] = begin();
+  auto [stream, loop] = take_stream();
   bool watched = false;
   Wake outcome = Wake::timed_out;
   {
@@ -160,6 +160,6 @@ std::optional<Wake> Pump::carry(int fd, int client_fd, Deadline deadline, const 
     }
     outcome = stream.outcome;
   }
-  end(stream);
+  give_back(stream);
   return watched ? std::optional(outcome) : std::nullopt;
 }

@@ -39,8 +39,8 @@ class Pump {
   struct Stream;
   class Loop;
 
-  std::pair<Stream&, Loop&> begin();
-  void end(Stream& stream);
+  std::pair<Stream&, Loop&> take_stream();
+  void give_back(Stream& stream);
 
   std::vector<std::unique_ptr<Loop>> loops_;
   std::mutex mutex_;

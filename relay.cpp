@@ -30,16 +30,6 @@ Ending ending_of(Generation::Event event) {
   return Ending::broken;
 }
 
-Generation::Event event_of(Wake wake) {
-  switch (wake) {
-    case Wake::ready: break;
-    case Wake::timed_out: return Generation::Event::timed_out;
-    case Wake::client_left: return Generation::Event::client_left;
-    case Wake::stopping: return Generation::Event::stopping;
-  }
-  return Generation::Event::bytes;
-}
-
 }  // namespace
 
 std::string describe(Ending ending) {
@@ -106,7 +96,6 @@ Ending Relay::run(Generation& generation, Framing& framing, std::string& problem
   const Deadline whole = Deadline::after(config_.reply_seconds);
   heard_at_ = Clock::now();
   received_bytes_ = 0;
-  bool has_head = generation.has_head();
   std::optional<Ending> ending;
   // The answer's last line changes for how long there is something to wait for.
   const auto step = [&] {
@@ -115,23 +104,18 @@ Ending Relay::run(Generation& generation, Framing& framing, std::string& problem
     ending = pass_on(generation, framing, whole);
     return !ending && !framing.done();
   };
-  if (has_head) ending = pass_on(generation, framing, whole);
+  if (generation.has_head()) ending = pass_on(generation, framing, whole);
   while (!ending) {
     const Deadline silence = Deadline::at_time(heard_at_ + (framing.done() ? kEndMax : Clock::duration(config_.ollama_timeout)));
     const Deadline wait_until = Deadline::earlier(Deadline::earlier(whole, silence), next_ping(framing));
-    Generation::Event event = Generation::Event::bytes;
-    if (has_head) {
-      event = event_of(waiter_.carry(generation.fd(), wait_until, step));
-    } else {
-      event = generation.read_head(waiter_, wait_until);
-    }
+    const auto event = generation.has_head() ? event_of(waiter_.carry(generation.fd(), wait_until, step))
+                                             : generation.read_head(waiter_, wait_until);
     if (event == Generation::Event::timed_out) {
       if (framing.done() && silence.passed()) return Ending::complete;
       if (whole.passed()) return Ending::too_long;
       if (Clock::now() >= heard_at_ + config_.ollama_timeout) return Ending::silent;
       if (!ping_if_due(framing)) return Ending::client_left;
     } else if (event == Generation::Event::head) {
-      has_head = true;
       heard_at_ = Clock::now();
       if (generation.status() >= 400) {
         problem = error_text(generation.status(), read_error(generation, waiter_));
@@ -151,11 +135,12 @@ std::optional<Ending> Relay::pass_on(Generation& generation, Framing& framing, D
   out_.clear();
   bool fits = true;
   std::string_view bytes;
+  const size_t received_before = received_bytes_;
   while (fits && generation.read_at_hand(bytes)) {
     received_bytes_ += bytes.size();
     fits = framing.take(bytes, out_) && received_bytes_ <= config_.max_reply;
-    heard_at_ = Clock::now();
   }
+  if (received_bytes_ != received_before) heard_at_ = Clock::now();
   if (!out_.empty() && !send(out_)) return Ending::client_left;
   if (!fits) return Ending::too_large;
   if (const auto end = generation.ended()) return ending_of(*end);

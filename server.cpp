@@ -21,18 +21,9 @@ constexpr int kBacklog = 4096;
 constexpr auto kAcceptPause = milliseconds(100);
 // How often the log says so.
 constexpr auto kAcceptTold = std::chrono::seconds(10);
-// For a client to read a refusal before the connection goes: closing at once would reset it.
-constexpr auto kLingerMax = std::chrono::seconds(2);
-// Of a body that was refused, this much more is thrown away, for clients that read only when they have
-// sent everything; then reading stops.
-constexpr size_t kLingerBytesMax = size_t{1} << 20;
 // Beyond --drain: for streams to say that they end, and for their replies to be stored.
 constexpr auto kStopMax = std::chrono::seconds(10);
 constexpr int kEventsMax = 256;
-// One read; a TLS record holds at most this much.
-constexpr size_t kReadBytes = 16 * 1024;
-// A client that has its next request ready sends it at once.
-constexpr int kNextRequestMs = 2;
 // More than processors: a burst of lines is shared with the threads of the other programs here, and more of
 // ours at work mean a larger share, and so a shorter way for each line (docs/performance.md).
 constexpr size_t kPumpThreads = 8;
@@ -153,7 +144,7 @@ bool Server::stop(milliseconds drain) {
   return all_ended;
 }
 
-// ---- The door ----
+// ---- The door, which is one thread ----
 
 void Server::keep_door() {
   std::array<epoll_event, kEventsMax> events;
@@ -314,136 +305,4 @@ void Server::park(Held connection, std::uint32_t events) {
   event.data.ptr = raw;
   // One whose deadline has passed at the door was taken off the epoll.
   if (::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, raw->fd(), &event) != 0) ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, raw->fd(), &event);
-}
-
-// ---- Serving, on a worker ----
-
-void Server::serve(Held connection) {
-  while (connection && advance(connection)) {
-  }
-  leave(std::move(connection));
-}
-
-// On a greeter: the handshake and, if it has come with its end, the request.
-void Server::greet(Held connection) {
-  using State = http1::RequestReader::State;
-  while (connection) {
-    const State state = connection->reader.state();
-    // A thread of the pool answers; until then the connection is being served.
-    if (state == State::complete || state == State::refused) return hand_to(*workers_, std::move(connection));
-    if (!advance(connection)) break;
-  }
-  leave(std::move(connection));
-}
-
-// The connection, if it was not parked, is over.
-void Server::leave(Held connection) {
-  if (connection) {
-    connection.reset();
-    --connections_;
-  }
-  const std::lock_guard lock(mutex_);
-  if (--serving_ == 0) served_.notify_all();
-}
-
-// One step of a connection. False: it is over; null: it was parked.
-bool Server::advance(Held& connection) {
-  using Io = Connection::Io;
-  using State = http1::RequestReader::State;
-  if (connection->phase == Connection::Phase::lingering) {
-    linger(std::move(connection));
-    return true;
-  }
-  if (connection->timed_out || connection->reader.state() == State::refused) {
-    refuse(std::move(connection));
-    return true;
-  }
-  if (connection->reader.state() == State::complete) {
-    if (!answer(*connection)) return false;
-    const bool idle = connection->reader.next() == State::head && connection->reader.empty();
-    connection->phase = idle ? Connection::Phase::idle : Connection::Phase::opening;
-    connection->deadline = Deadline::after(idle ? settings_.idle_timeout : settings_.header_timeout);
-    return true;
-  }
-  // A client that sends a byte now and then is with a worker when the door looks for late ones.
-  if (connection->deadline.passed()) {
-    connection->timed_out = connection->phase == Connection::Phase::body;
-    return connection->timed_out;
-  }
-  Io outcome = connection->handshake();
-  if (outcome == Io::done) outcome = receive(*connection);
-  if (outcome == Io::closed) return false;
-  if (outcome != Io::done) {
-    if (connection->reader.take_expect_continue() &&
-        !connection->write("HTTP/1.1 100 Continue\r\n\r\n", Deadline::after(settings_.write_timeout), false)) {
-      return false;
-    }
-    if (next_request_comes(*connection)) return true;
-    park(std::move(connection), outcome == Io::wants_write ? EPOLLOUT : EPOLLIN);
-  }
-  return true;
-}
-
-// Waits a little for the next request of a client that has just been answered, which saves the way to the
-// door and back; but not when others may be waiting for this thread.
-bool Server::next_request_comes(const Connection& connection) {
-  if (connection.phase != Connection::Phase::idle || !workers_->can_grow()) return false;
-  pollfd watched{connection.fd(), POLLIN, 0};
-  return ::poll(&watched, 1, kNextRequestMs) > 0;
-}
-
-// Reads once and notes how far the request has come. The buffer is on the stack, in a function of its own:
-// a thread that serves a stream for minutes has it no more, and of what is not filled nothing is touched.
-Connection::Io Server::receive(Connection& connection) {
-  std::array<char, kReadBytes> buffer;
-  std::string_view bytes;
-  const Connection::Io outcome = connection.read(buffer, bytes);
-  if (outcome != Connection::Io::done) return outcome;
-  if (connection.phase == Connection::Phase::idle) {
-    connection.phase = Connection::Phase::opening;
-    connection.deadline = Deadline::after(settings_.header_timeout);
-  }
-  if (connection.reader.feed(bytes) == http1::RequestReader::State::body && connection.phase == Connection::Phase::opening) {
-    connection.phase = Connection::Phase::body;
-    connection.deadline = Deadline::after(settings_.body_timeout);
-  }
-  return outcome;
-}
-
-// Answers what never became a request, and ends the connection.
-void Server::refuse(Held connection) {
-  static const http1::Refusal kTooSlow{408, "The request's body did not arrive in time."};
-  const http1::Refusal& refusal = connection->timed_out ? kTooSlow : connection->reader.refusal();
-  Exchange exchange(*this, *connection);
-  exchange.status = refusal.status;
-  exchange.reason = refusal.sentence;
-  const std::string body = "{\"error\":\"" + refusal.sentence + "\"}";  // the sentences are ours: nothing to escape
-  exchange.hold("HTTP/1.1 " + std::to_string(refusal.status) + " Refused\r\nContent-Type: application/json\r\nX-Request-Id: " + exchange.id() +
-                "\r\nContent-Length: " + std::to_string(body.size()) + "\r\nConnection: close\r\n\r\n" +
-                (connection->reader.method() == "HEAD" ? "" : body));
-  exchange.flush();
-  exchange.log();
-  connection->finish_writing();
-  connection->phase = Connection::Phase::lingering;
-  connection->deadline = Deadline::after(kLingerMax);
-  linger(std::move(connection));
-}
-
-// Throws away what the client still sends, until it has closed its side.
-void Server::linger(Held connection) {
-  std::array<char, kReadBytes> buffer;
-  std::string_view bytes;
-  Connection::Io outcome = Connection::Io::done;
-  while (outcome == Connection::Io::done && connection->lingered_bytes < kLingerBytesMax && !connection->deadline.passed()) {
-    outcome = connection->read(buffer, bytes);
-    connection->lingered_bytes += bytes.size();
-  }
-  if (outcome == Connection::Io::wants_read) {
-    park(std::move(connection), EPOLLIN);
-  } else if (outcome == Connection::Io::done) {
-    park(std::move(connection), 0);
-  } else {
-    connection.reset();
-    --connections_;
-  }
 }

@@ -23,7 +23,7 @@ layers=(
   'tls'
   'connection'
   'workers pump'
-  'server exchange'
+  'server serving exchange'
   'db db_connection db_schema'
   'spool'
   'keeper'

@@ -38,7 +38,7 @@ PRODUCT  := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard *.cpp)))
 MODULES  := $(filter-out $(BUILD)/chatterd.o,$(PRODUCT))
 HARNESS  := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard tests/harness/*.cpp)))
 UNIT     := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard tests/unit_*.cpp)) tests/main.cpp)
-CONTRACT := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard tests/contract_*.cpp)) tests/main.cpp)
+CONTRACT := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard tests/contract_*.cpp)) tests/long_answers.cpp tests/main.cpp)
 FAULTS   := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard tests/faults/*.cpp)) tests/main.cpp)
 BENCHERS := $(patsubst %.cpp,$(BUILD)/%.o,$(sort $(wildcard tests/bench/*.cpp)))
 

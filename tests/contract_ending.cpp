@@ -17,12 +17,6 @@ Script tokens_then(const std::vector<std::string>& tokens, const Gate& seen, End
   };
 }
 
-// How long after `left` Ollama saw the connection close; asserts that it did.
-double ollama_saw_it_after_ms(const Exchange& exchange, Clock::time_point left) {
-  REQUIRE(eventually([&] { return exchange.client_left().has_value(); }));
-  return ms_between(left, *exchange.client_left());
-}
-
 }  // namespace
 
 TEST_CASE("a stream that ends without done:true gets exactly one error event and a clean end (3.9)", "[ending]") {

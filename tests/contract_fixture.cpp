@@ -195,6 +195,18 @@ std::string error_event_text(const SseEvent& event) {
   return text;
 }
 
+std::string contents_sent(const Exchange& exchange) {
+  std::string all;
+  const auto body = nlohmann::json::parse(exchange.request().body);
+  for (const auto& message : body["messages"]) all += message["content"].get<std::string>() + ",";
+  return all;
+}
+
+double ollama_saw_it_after_ms(const Exchange& exchange, Clock::time_point left) {
+  REQUIRE(eventually([&] { return exchange.client_left().has_value(); }));
+  return ms_between(left, *exchange.client_left());
+}
+
 bool is_rfc4122(std::string_view text) {
   static const std::regex uuid("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}");
   return std::regex_match(std::string(text), uuid);

@@ -120,6 +120,10 @@ std::string error_text(std::string_view body);
 // An error event's data as chatterd writes it, { "error": <JSON string> }; its text.
 std::string error_event_text(const SseEvent& event);
 bool is_rfc4122(std::string_view text);
+// The contents of the messages that Ollama was sent, a comma after each.
+std::string contents_sent(const Exchange& exchange);
+// How long after `left` Ollama saw the connection close; asserts that it did.
+double ollama_saw_it_after_ms(const Exchange& exchange, Clock::time_point left);
 // "data: <line>\n\n" for each.
 std::string data_events(const std::vector<std::string>& lines);
 std::string joined(const std::vector<Row>& rows);  // for comparison and messages: "user:hi|assistant:ho"

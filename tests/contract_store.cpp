@@ -15,15 +15,6 @@ std::string body_with(const std::string& app, const std::vector<std::string>& co
   return R"({"appID":")" + app + R"(","model":"m","messages":[)" + all + "]}";
 }
 
-std::string contents_sent(const Exchange& exchange) {
-  std::string all;
-  const auto body = nlohmann::json::parse(exchange.request().body);
-  for (const auto& message : body["messages"]) {
-    all += message["content"].get<std::string>() + ",";
-  }
-  return all;
-}
-
 // A trigger that fails for rows whose message is `message`.
 std::string failing_trigger(const std::string& message, const std::string& sqlstate, const std::string& when = "true") {
   return "CREATE FUNCTION fail_" + sqlstate + "() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN IF NEW.message = '" +

@@ -26,15 +26,6 @@ std::string numbered(int from, int to) {
   return all;
 }
 
-std::string contents_sent(const Exchange& exchange) {
-  std::string all;
-  const auto body = nlohmann::json::parse(exchange.request().body);
-  for (const auto& message : body["messages"]) {
-    all += message["content"].get<std::string>() + ",";
-  }
-  return all;
-}
-
 // A program that inserts as the course's other programs do, until it is told to stop.
 class Writer {
  public:

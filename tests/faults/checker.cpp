@@ -106,22 +106,19 @@ std::map<std::string, std::vector<Turn>> TurnLog::turns() const {
   return turns_;
 }
 
-size_t TurnLog::count(Outcome outcome) const {
+size_t TurnLog::count_if(const std::function<bool(const Turn&)>& counts) const {
   size_t found = 0;
   const std::lock_guard lock(mutex_);
-  for (const auto& [app, turns] : turns_) {
-    for (const Turn& turn : turns) found += turn.outcome == outcome ? 1 : 0;
-  }
+  for (const auto& [app, turns] : turns_) found += static_cast<size_t>(std::count_if(turns.begin(), turns.end(), counts));
   return found;
 }
 
+size_t TurnLog::count(Outcome outcome) const {
+  return count_if([outcome](const Turn& turn) { return turn.outcome == outcome; });
+}
+
 size_t TurnLog::count_status(int status) const {
-  size_t found = 0;
-  const std::lock_guard lock(mutex_);
-  for (const auto& [app, turns] : turns_) {
-    for (const Turn& turn : turns) found += turn.status == status ? 1 : 0;
-  }
-  return found;
+  return count_if([status](const Turn& turn) { return turn.status == status; });
 }
 
 double TurnLog::slowest_ms(int status) const {

@@ -48,6 +48,8 @@ class TurnLog {
   [[nodiscard]] std::string summary() const;
 
  private:
+  size_t count_if(const std::function<bool(const Turn&)>& counts) const;
+
   mutable std::mutex mutex_;
   std::map<std::string, std::vector<Turn>> turns_;  // guarded by mutex_
 };

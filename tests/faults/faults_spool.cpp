@@ -56,17 +56,23 @@ void add_messages_behind(World& world) {
   }
 }
 
-enum class End { killed, stopped };
-
-void lose_database_then_chatterd(End end) {
-  Cluster cluster;
-  World world({.arguments = {"--store-retry", "20"}, .cluster = &cluster, .events = kEvents});
+// Clients whose streams have ended when the database was gone; chatterd knows that it is.
+std::vector<std::thread> lose_database_in_mid_stream(Cluster& cluster, World& world) {
   const Gate gate;
   world.ollama.answer_with(reply_then_wait(gate));
   std::vector<std::thread> clients = begin_streams(world);
   cluster.stop_immediately();
   gate.open();
   CHECK_FALSE(world.chatterd().wait_for_log({"event=database_away"}).empty());
+  return clients;
+}
+
+enum class End { killed, stopped };
+
+void lose_database_then_chatterd(End end) {
+  Cluster cluster;
+  World world({.arguments = {"--store-retry", "20"}, .cluster = &cluster, .events = kEvents});
+  std::vector<std::thread> clients = lose_database_in_mid_stream(cluster, world);
   if (end == End::killed) {
     // Each stream's second try comes 250 ms after the reply was put on the disk.
     std::this_thread::sleep_for(std::chrono::milliseconds(world.within_ms(1000)));
@@ -89,12 +95,7 @@ void lose_database_then_chatterd(End end) {
 void lose_database_only(const std::string& store_retry) {
   Cluster cluster;
   World world({.arguments = {"--store-retry", store_retry}, .cluster = &cluster, .events = kEvents});
-  const Gate gate;
-  world.ollama.answer_with(reply_then_wait(gate));
-  std::vector<std::thread> clients = begin_streams(world);
-  cluster.stop_immediately();
-  gate.open();
-  CHECK_FALSE(world.chatterd().wait_for_log({"event=database_away"}).empty());
+  std::vector<std::thread> clients = lose_database_in_mid_stream(cluster, world);
   if (store_retry == "0.3") CHECK_FALSE(world.chatterd().wait_for_log({"event=reply_spooled"}).empty());
   cluster.start();
   const auto began = Clock::now();

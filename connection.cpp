@@ -1,5 +1,7 @@
 #include "connection.hpp"
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <openssl/err.h>
 #include <sys/socket.h>
 
@@ -25,9 +27,22 @@ Connection::Io Connection::handshake() {
   if (handshaken_) return Io::done;
   ERR_clear_error();
   const int result = SSL_do_handshake(ssl_.get());
-  if (result != 1) return ssl_outcome(result);
+  if (result != 1) {
+    const Io outcome = ssl_outcome(result);
+    if (outcome == Io::wants_read) cork(true);
+    return outcome;
+  }
   handshaken_ = true;
+  // Under TLS 1.2 the client waits for what was written last; under 1.3 that is a ticket for another day.
+  if (SSL_version(ssl_.get()) != TLS1_3_VERSION) cork(false);
   return Io::done;
+}
+
+void Connection::cork(bool corked) {
+  if (corked == corked_) return;
+  corked_ = corked;
+  const int value = corked ? 1 : 0;
+  ::setsockopt(socket_.get(), IPPROTO_TCP, TCP_CORK, &value, sizeof value);
 }
 
 Connection::Io Connection::read(std::span<char> buffer, std::string_view& bytes) {
@@ -57,6 +72,7 @@ Connection::Io Connection::write_some(std::string_view& data) {
     if (ssl_) {
       ERR_clear_error();
       count = SSL_write(ssl_.get(), data.data(), static_cast<int>(std::min<size_t>(data.size(), INT_MAX)));
+      cork(false);
       if (count <= 0) outcome = ssl_outcome(static_cast<int>(count));
     } else {
       count = ::send(socket_.get(), data.data(), data.size(), MSG_NOSIGNAL);

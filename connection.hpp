@@ -12,8 +12,8 @@
 #include "net.hpp"
 #include "tls.hpp"
 
-/// Belongs to one thread at a time: the one that serves it, or the server's door while it waits for
-/// the client. Never blocks but in write().
+/// Belongs to one thread at a time: the one that serves it, or the server's door or greeters while it waits
+/// for the client. Never blocks but in write().
 class Connection {
  public:
   /// Where it is in its life; each phase has a deadline of its own.
@@ -46,13 +46,18 @@ class Connection {
   Deadline deadline = Deadline::never();  ///< of the phase
   bool timed_out = false;                 ///< the deadline of a body has passed
   size_t lingered_bytes = 0;              ///< thrown away while lingering
-  Waiting::iterator waiting;              ///< its place while the door holds it
+  Waiting::iterator waiting;              ///< its place while nobody works on it
+  int watched_by = -1;                    ///< the epoll that it was added to last
 
  private:
   Io ssl_outcome(int result);
+  /// While corked, what is written waits for more, 200 ms at most (tcp(7)): so the session ticket, which ends
+  /// a handshake, goes out in one packet with the first response.
+  void cork(bool corked);
 
   UniqueFd socket_;
   Ssl ssl_;
   std::string address_;
   bool handshaken_;
+  bool corked_ = false;
 };

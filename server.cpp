@@ -43,12 +43,20 @@ void signal(const UniqueFd& event) {
   [[maybe_unused]] const ssize_t written = ::write(event.get(), &one, sizeof one);
 }
 
+void watch(const UniqueFd& epoll, const UniqueFd& watched) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.ptr = const_cast<UniqueFd*>(&watched);
+  ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, watched.get(), &event);
+}
+
 }  // namespace
 
 Server::Server(Settings settings, SslContext tls)
     : settings_(std::move(settings)),
       tls_(std::move(tls)),
       epoll_(::epoll_create1(EPOLL_CLOEXEC)),
+      greeting_(::epoll_create1(EPOLL_CLOEXEC)),
       door_event_(::eventfd(0, EFD_CLOEXEC)),
       stop_event_(::eventfd(0, EFD_CLOEXEC)) {
   // httplib puts these into its Keep-Alive header only.
@@ -114,16 +122,13 @@ std::string Server::url() const {
 void Server::start() {
   pump_ = std::make_unique<Pump>(kPumpThreads, stop_event_.get());
   workers_ = std::make_unique<Workers>(settings_.threads_max, [this](Held connection) { serve(std::move(connection)); });
+  watch(epoll_, listener_);
+  watch(epoll_, door_event_);
+  watch(greeting_, door_event_);
   // A handshake is all computing, so more threads than processors gain nothing; and what OpenSSL keeps for
   // each thread that has made one, and the stack it has touched, is kept for these only.
-  const size_t greeters_max = std::max(2u, std::thread::hardware_concurrency());
-  greeters_ = std::make_unique<Workers>(greeters_max, [this](Held connection) { greet(std::move(connection)); });
-  for (const UniqueFd* watched : {&listener_, &door_event_}) {
-    epoll_event event{};
-    event.events = EPOLLIN;
-    event.data.ptr = const_cast<UniqueFd*>(watched);
-    ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, watched->get(), &event);
-  }
+  const size_t greeters = tls_ ? std::max(2u, std::thread::hardware_concurrency()) : 0;
+  for (size_t i = 0; i < greeters; ++i) greeters_.emplace_back([this] { keep_greeting(); });
   door_ = std::thread([this] { keep_door(); });
 }
 
@@ -131,13 +136,18 @@ bool Server::stop(milliseconds drain) {
   draining_ = true;
   signal(door_event_);
   door_.join();
+  for (std::thread& greeter : greeters_) greeter.join();
   std::unique_lock lock(mutex_);
+  Connection::Waiting closing;
+  closing.swap(waiting_);
+  lock.unlock();
+  closing.clear();
+  lock.lock();
   const auto none_left = [this] { return serving_ == 0; };
   if (!served_.wait_for(lock, drain, none_left)) signal(stop_event_);
   const bool all_ended = served_.wait_for(lock, kStopMax, none_left);
   lock.unlock();
   if (all_ended) {
-    greeters_.reset();
     workers_.reset();
     pump_.reset();
   }
@@ -157,16 +167,13 @@ void Server::keep_door() {
       if (who == &listener_) {
         clients_came = true;
       } else if (who != &door_event_) {
-        wake_up(static_cast<Connection*>(who));
+        hand_to(*workers_, take(static_cast<Connection*>(who)));
       }
     }
     // Last, because it may close idle connections, and one of those may have had an event too.
     if (clients_came) accept_clients();
   }
   listener_.reset();
-  Connection::Waiting closing;  // closed after the lock is gone
-  const std::lock_guard lock(mutex_);
-  closing.swap(waiting_);
 }
 
 void Server::accept_clients() {
@@ -198,13 +205,6 @@ void Server::admit(UniqueFd socket, std::string address) {
   auto connection = std::make_unique<Connection>(std::move(socket), std::move(ssl), std::move(address), settings_.body_bytes_max);
   connection->deadline = Deadline::after(settings_.header_timeout);
   ++connections_;
-  epoll_event event{};
-  event.events = 0;  // park() asks for what it needs
-  event.data.ptr = connection.get();
-  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, connection->fd(), &event) != 0) {
-    --connections_;
-    return;
-  }
   park(std::move(connection), EPOLLIN);
 }
 
@@ -253,6 +253,10 @@ int Server::handle_deadlines() {
   {
     const std::lock_guard lock(mutex_);
     while (!waiting_.empty() && waiting_.begin()->first <= now) {
+      if (!waiting_.begin()->second->handshaken()) {
+        hang_up(waiting_.begin());
+        continue;
+      }
       late.push_back(std::move(waiting_.begin()->second));
       waiting_.erase(waiting_.begin());
       if (late.back()->phase == Connection::Phase::body) ++serving_;
@@ -263,6 +267,7 @@ int Server::handle_deadlines() {
     if (connection->phase == Connection::Phase::body) {
       // No event has come for it: what comes from now on must not reach the door, which has it no more.
       ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection->fd(), nullptr);
+      connection->watched_by = -1;
       connection->timed_out = true;
       hand_to(*workers_, std::move(connection));
     } else {
@@ -272,17 +277,22 @@ int Server::handle_deadlines() {
   return static_cast<int>(std::chrono::ceil<milliseconds>(next - now).count());
 }
 
-void Server::wake_up(Connection* connection) {
-  Held held;
-  {
-    const std::lock_guard lock(mutex_);
-    const auto place = connection->waiting;
-    held = std::move(place->second);
-    waiting_.erase(place);
-    ++serving_;
-  }
-  Workers& pool = held->handshaken() ? *workers_ : *greeters_;
-  hand_to(pool, std::move(held));
+// Ends the handshake of a client that is late. Its greeter closes it, for that may have an event of it in hand.
+void Server::hang_up(Connection::Waiting::iterator place) {
+  ::shutdown(place->second->fd(), SHUT_RDWR);
+  auto node = waiting_.extract(place);
+  node.key() = Clock::time_point::max();
+  Connection& connection = *node.mapped();
+  connection.waiting = waiting_.insert(std::move(node));
+}
+
+// Takes a connection that has had an event. A thread of the epoll that it stood at.
+Server::Held Server::take(Connection* connection) {
+  const std::lock_guard lock(mutex_);
+  Held held = std::move(connection->waiting->second);
+  waiting_.erase(held->waiting);
+  ++serving_;
+  return held;
 }
 
 // Without a thread to serve it a connection is closed.
@@ -290,9 +300,10 @@ void Server::hand_to(Workers& pool, Held connection) {
   if (Held refused = pool.submit(std::move(connection))) leave(std::move(refused));
 }
 
-// Leaves a connection at the door until its socket has one of `events`. Any thread.
+// Leaves a connection at its epoll until its socket has one of `events`. Any thread.
 void Server::park(Held connection, std::uint32_t events) {
   Connection* const raw = connection.get();
+  const int epoll = raw->handshaken() ? epoll_.get() : greeting_.get();
   const std::lock_guard lock(mutex_);
   if (draining_) {
     --connections_;
@@ -303,6 +314,10 @@ void Server::park(Held connection, std::uint32_t events) {
   event.events = events | EPOLLONESHOT;
   if (events != 0) event.events |= EPOLLRDHUP;
   event.data.ptr = raw;
-  // One whose deadline has passed at the door was taken off the epoll.
-  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, raw->fd(), &event) != 0) ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, raw->fd(), &event);
+  const int operation = raw->watched_by == epoll ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
+  raw->watched_by = epoll;
+  if (::epoll_ctl(epoll, operation, raw->fd(), &event) != 0) {
+    waiting_.erase(raw->waiting);
+    --connections_;
+  }
 }

@@ -2,10 +2,11 @@
 // answer each on a thread of the pool.
 //
 // cpp-httplib alone gives a thread to every connection, idle or not, and its timeouts are per read. So
-// the way in is chatterd's own: connections that wait for their client stand at the door, which is one
-// thread and an epoll. When bytes have come, a greeter goes on with the TLS handshake, or a worker with the
-// request. When a whole request is there, httplib's process_request() does the rest on that worker through a
-// stream of ours; while a long answer is streamed, the worker lends it to the pump.
+// the way in is chatterd's own: the door, which is one thread and an epoll, accepts clients and keeps those
+// that wait with nothing to do. The TLS handshake is made by greeters, a few threads with an epoll of their
+// own. When bytes of a request have come, a worker takes the connection. When a whole request is there,
+// httplib's process_request() does the rest on that worker through a stream of ours; while a long answer is
+// streamed, the worker lends it to the pump.
 #pragma once
 
 #include <atomic>
@@ -16,6 +17,7 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <vector>
 
 #include <httplib.h>
 
@@ -108,7 +110,7 @@ class Server : public httplib::Server {
   /// Begins to accept clients and returns.
   void start();
   /// Whether nothing has been served for a while, so that no thread is left of the pool. After start().
-  bool at_rest() { return workers_->threads() + greeters_->threads() == 0; }
+  bool at_rest() { return workers_->threads() == 0; }
   /// Accepts no more, lets requests go on for `drain`, then orders streams to end, and returns when all
   /// have, or false after some more seconds. Any thread, once.
   bool stop(milliseconds drain);
@@ -121,14 +123,15 @@ class Server : public httplib::Server {
   void keep_door();
   void accept_clients();
   void admit(UniqueFd socket, std::string address);
-  void wake_up(Connection* connection);
   void hand_to(Workers& pool, Held connection);
   int handle_deadlines();
+  void hang_up(Connection::Waiting::iterator place);
   bool evict_idle();
   void pause_accepting(int error);
 
   // Serving, on a worker or greeter:
   void serve(Held connection);
+  void keep_greeting();
   void greet(Held connection);
   void leave(Held connection);
   bool advance(Held& connection);
@@ -138,6 +141,7 @@ class Server : public httplib::Server {
   void refuse(Held connection);
   void linger(Held connection);
   void park(Held connection, std::uint32_t events);
+  Held take(Connection* connection);
   bool process(Exchange::Stream& stream, const std::string& address, bool& connection_closed);
 
   std::optional<StartProblem> bind_to(int family, const char* address);
@@ -145,8 +149,9 @@ class Server : public httplib::Server {
   const Settings settings_;
   const SslContext tls_;
   UniqueFd listener_;
-  UniqueFd epoll_;
-  UniqueFd door_event_;  // eventfd: ends the door
+  UniqueFd epoll_;       // of the door
+  UniqueFd greeting_;    // the epoll of the connections in their handshake
+  UniqueFd door_event_;  // eventfd: ends the door and the greeters
   UniqueFd stop_event_;  // eventfd: readable once streams have to end
   Clock::time_point accept_again_at_{};  // used by the door only
   Clock::time_point accept_told_at_{};   // likewise
@@ -156,11 +161,11 @@ class Server : public httplib::Server {
   std::mutex mutex_;
   std::condition_variable served_;
   // Guarded by mutex_:
-  Connection::Waiting waiting_;  // the connections at the door, by deadline
+  Connection::Waiting waiting_;  // the connections that stand at an epoll, by deadline
   size_t serving_ = 0;           // those that a worker has
 
   std::unique_ptr<Pump> pump_;
   std::unique_ptr<Workers> workers_;
-  std::unique_ptr<Workers> greeters_;
+  std::vector<std::thread> greeters_;
   std::thread door_;
 };

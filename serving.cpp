@@ -26,7 +26,17 @@ void Server::serve(Held connection) {
   leave(std::move(connection));
 }
 
-// On a greeter: the handshake and, if it has come with its end, the request.
+// A greeter's life.
+void Server::keep_greeting() {
+  epoll_event event{};
+  while (!draining_) {
+    // One at a time: what this thread has taken, no other can.
+    if (::epoll_wait(greeting_.get(), &event, 1, -1) != 1 || event.data.ptr == &door_event_) continue;
+    greet(take(static_cast<Connection*>(event.data.ptr)));
+  }
+}
+
+// The handshake and, if it has come with its end, the request.
 void Server::greet(Held connection) {
   using State = http1::RequestReader::State;
   while (connection) {

@@ -18,18 +18,19 @@ Workers::~Workers() {
   std::unique_lock lock(mutex_);
   stopping_ = true;
   queue_.clear();
-  for (Sleeper* sleeper : sleepers_) sleeper->wake.notify_one();
+  for (const auto& sleeper : sleepers_) sleeper->wake.notify_one();
   ended_.wait(lock, [this] { return threads_.empty(); });
   lock.unlock();
   for (std::thread& thread : finished_) thread.join();
 }
 
 Workers::Job Workers::submit(Job job) {
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   if (!sleepers_.empty()) {
-    Sleeper* sleeper = sleepers_.back();
+    const std::shared_ptr<Sleeper> sleeper = std::move(sleepers_.back());
     sleepers_.pop_back();
     sleeper->job = std::move(job);
+    lock.unlock();  // or else it would wake up only to wait for the lock
     sleeper->wake.notify_one();
   } else if (threads_.size() >= threads_max_ || !start_thread(job)) {
     if (!threads_.empty()) queue_.push_back(std::move(job));
@@ -62,9 +63,10 @@ bool Workers::start_thread(Job& job) {
 }
 
 void Workers::run(std::list<std::thread>::iterator self, Job job) {
+  const auto sleeper = std::make_shared<Sleeper>();
   while (job) {
     serve_(std::move(job));
-    job = next_job();
+    job = next_job(sleeper);
   }
   // Each that ends joins those before it, so that their stacks are given back without a caller's help.
   std::list<std::thread> finished;
@@ -78,7 +80,7 @@ void Workers::run(std::list<std::thread>::iterator self, Job job) {
 }
 
 // The next job for this thread; null when there has been none for a while.
-Workers::Job Workers::next_job() {
+Workers::Job Workers::next_job(const std::shared_ptr<Sleeper>& self) {
   std::unique_lock lock(mutex_);
   if (!queue_.empty()) {
     Job job = std::move(queue_.front());
@@ -86,9 +88,8 @@ Workers::Job Workers::next_job() {
     return job;
   }
   if (stopping_) return nullptr;
-  Sleeper self;
-  sleepers_.push_back(&self);
-  self.wake.wait_for(lock, kIdleMax, [&] { return self.job != nullptr || stopping_; });
-  if (!self.job) std::erase(sleepers_, &self);
-  return std::move(self.job);
+  sleepers_.push_back(self);
+  self->wake.wait_for(lock, kIdleMax, [&] { return self->job != nullptr || stopping_; });
+  if (!self->job) std::erase(sleepers_, self);
+  return std::move(self->job);
 }

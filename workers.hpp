@@ -42,7 +42,7 @@ class Workers {
 
   void run(std::list<std::thread>::iterator self, Job job);
   bool start_thread(Job& job);
-  Job next_job();
+  Job next_job(const std::shared_ptr<Sleeper>& self);
 
   const size_t threads_max_;
   const std::function<void(Job)> serve_;
@@ -51,7 +51,7 @@ class Workers {
   // Guarded by mutex_:
   std::list<std::thread> threads_;
   std::list<std::thread> finished_;  // ended or about to, not yet joined
-  std::vector<Sleeper*> sleepers_;   // the last to fall asleep is at the back
+  std::vector<std::shared_ptr<Sleeper>> sleepers_;  // the last to fall asleep is at the back
   std::deque<Job> queue_;
   bool stopping_ = false;
 };

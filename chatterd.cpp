@@ -35,6 +35,8 @@ constexpr int kExitConfiguration = 2;
 // A thread of the pool needs a few dozen KB; a thousand of them should not reserve 8 MB each, nor
 // should an unlimited or tiny stack of the environment be theirs.
 constexpr size_t kThreadStackBytes = size_t{1} << 20;
+// What the start may wait for all Ollamas together; a living one answers this question at once.
+constexpr auto kLookMax = milliseconds(2000);
 
 void set_process_limits() {
   // By default each thread up to eight a processor gets a heap of its own, and what one has freed the
@@ -72,12 +74,16 @@ int wait_for_signal(const sigset_t& signals) {
 
 bool ends(int signal) { return signal == SIGTERM || signal == SIGINT; }
 
-// Says whether Ollama answers; it may come later.
-void look_for_ollama(Ollama& ollama, const std::string& url) {
-  PlainWaiter waiter;
-  const auto generation = ollama.start("GET", "/version", "");
-  if (generation->read_head(waiter, Deadline::after(std::chrono::seconds(2))) == Generation::Event::head) return;
-  LogLine(LogLevel::warning, "ollama_away").add("url", url).add("reason", generation->detail());
+// Says which Ollama does not answer; it may come later.
+void look_for_ollama(Ollama& ollama) {
+  const std::vector<OllamaState> states = ollama.addresses();
+  for (size_t i = 0; i < states.size(); ++i) {
+    PlainWaiter waiter;
+    const auto generation = ollama.start_at(i, "GET", "/version", "");
+    if (generation->read_head(waiter, Deadline::after(kLookMax / states.size())) == Generation::Event::head) continue;
+    const std::string reason = generation->detail().empty() ? "no answer in time" : generation->detail();
+    LogLine(LogLevel::warning, "ollama_away").add("url", states[i].url).add("reason", reason);
+  }
 }
 
 Server::Settings server_settings(const Config& config) {
@@ -149,8 +155,8 @@ int serve(Server& server, Services& services, const Keeper& keeper, const sigset
 int run(const Config& config) {
   set_process_limits();
   const sigset_t signals = block_signals();
-  const auto address = OllamaAddress::parse(config.ollama);
-  if (!address) return refuse_configuration(std::string("--ollama: ") + kOllamaUrlWanted);
+  auto addresses = OllamaAddress::parse_list(config.ollama);
+  if (!addresses.ok()) return refuse_configuration("--ollama: " + addresses.error());
   SslContext tls;
   if (!config.http) {
     auto context = make_server_context(config.cert, config.key);
@@ -161,7 +167,7 @@ int run(const Config& config) {
   if (const auto problem = conninfo_problem(conninfo)) return refuse_configuration("--db: " + *problem);
   Database database({conninfo, config.db_pool, config.db_timeout});
   Spool spool;
-  Ollama ollama(*address);
+  Ollama ollama(std::move(addresses.value()));
   Services services(config, database, spool, ollama);
   if (!config.api_keys.empty()) {
     if (const auto problem = services.api_keys.load(config.api_keys)) return refuse_configuration(*problem);
@@ -178,7 +184,7 @@ int run(const Config& config) {
   if (const auto problem = drop_root(config.user)) return fail(*problem);
   Keeper keeper(database, spool);
   if (!keeper.begin()) return kExitFailure;
-  look_for_ollama(ollama, config.ollama);
+  look_for_ollama(ollama);
   return serve(server, services, keeper, signals);
 }
 

@@ -2,6 +2,7 @@
 
 #include <iostream>
 #include <string>
+#include <utility>
 
 #include "db.hpp"
 #include "json_view.hpp"
@@ -20,7 +21,8 @@ bool report(bool usable, const std::string& what, const std::string& sentence) {
 }
 
 bool check_configuration(const Config& config) {
-  if (!OllamaAddress::parse(config.ollama)) return report(false, "configuration", std::string("--ollama: ") + kOllamaUrlWanted);
+  const auto addresses = OllamaAddress::parse_list(config.ollama);
+  if (!addresses.ok()) return report(false, "configuration", "--ollama: " + addresses.error());
   return report(true, "configuration", "port " + std::to_string(config.port) + (config.http ? ", plain HTTP" : ", HTTPS"));
 }
 
@@ -47,24 +49,32 @@ bool check_database(const Config& config) {
   return report(true, "table", state.up_to_date ? "chatts is up to date" : "chatts will be made or brought up to date at start");
 }
 
-bool check_ollama(const Config& config) {
-  const auto address = OllamaAddress::parse(config.ollama);
-  if (!address) return report(false, "Ollama", "its address is not known");
+bool check_ollama(Ollama& ollama, size_t address, const std::string& url) {
   const std::string start_it = ". Start it (sudo systemctl start ollama), or say where it is with --ollama";
-  Ollama ollama(*address);
   PlainWaiter waiter;
-  const auto generation = ollama.start("GET", "/tags", "");
+  const auto generation = ollama.start_at(address, "GET", "/tags", "");
   const auto event = generation->read_head(waiter, Deadline::after(kOllamaMax));
   if (event != Generation::Event::head) {
-    return report(false, "Ollama", config.ollama + " does not answer: " + (generation->detail().empty() ? "no answer in time" : generation->detail()) + start_it);
+    return report(false, "Ollama", url + " does not answer: " + (generation->detail().empty() ? "no answer in time" : generation->detail()) + start_it);
   }
   const std::string body = read_error(*generation, waiter);
-  if (generation->status() != 200 || find_json_problem(body)) return report(false, "Ollama", config.ollama + " answers, but not as Ollama does" + start_it);
+  if (generation->status() != 200 || find_json_problem(body)) return report(false, "Ollama", url + " answers, but not as Ollama does" + start_it);
   const auto members = json_members(body);
   const JsonMember* models = find_member(members, "models");
   const size_t count = models == nullptr ? 0 : json_elements(models->value).size();
-  if (count == 0) return report(false, "Ollama", config.ollama + " has no model. Get one: ollama pull tinyllama");
-  return report(true, "Ollama", config.ollama + ", " + std::to_string(count) + (count == 1 ? " model" : " models"));
+  if (count == 0) return report(false, "Ollama", url + " has no model. Get one: ollama pull tinyllama");
+  return report(true, "Ollama", url + ", " + std::to_string(count) + (count == 1 ? " model" : " models"));
+}
+
+// A line for each address: chatterd can do without one of several, but who named it wants it.
+bool check_ollamas(const Config& config) {
+  auto addresses = OllamaAddress::parse_list(config.ollama);
+  if (!addresses.ok()) return report(false, "Ollama", "its address is not known");
+  Ollama ollama(std::move(addresses.value()));
+  const auto states = ollama.addresses();
+  bool usable = true;
+  for (size_t i = 0; i < states.size(); ++i) usable = check_ollama(ollama, i, states[i].url) && usable;
+  return usable;
 }
 
 }  // namespace
@@ -73,6 +83,6 @@ bool run_check(const Config& config) {
   bool usable = check_configuration(config);
   usable = check_certificate(config) && usable;
   usable = check_database(config) && usable;
-  usable = check_ollama(config) && usable;
+  usable = check_ollamas(config) && usable;
   return usable;
 }

@@ -23,7 +23,7 @@ const Option kOptions[] = {
     {"db-pool", "N", Option::Number{&Config::db_pool, 1, 1000}, "database connections at most"},
     {"db-timeout", "SECONDS", Option::Time{&Config::db_timeout}, "for one call to the database, with the wait for a connection"},
     {"store-retry", "SECONDS", Option::Time{&Config::store_retry}, "how long storing a reply is tried while the database is away"},
-    {"ollama", "URL", &Config::ollama, "where Ollama is; one that ends in /api means the same"},
+    {"ollama", "URL[,URL...]", &Config::ollama, "where Ollama is; one that ends in /api means the same. Of several each prompt goes to the least busy, among equals to the first; one that fails, is busy or lacks the model is passed over"},
     {"ollama-grace", "SECONDS", Option::Time{&Config::ollama_grace}, "how long to wait for Ollama's status before the stream begins"},
     {"ollama-timeout", "SECONDS", Option::Time{&Config::ollama_timeout}, "silence of Ollama after which an answer is given up"},
     {"reply-seconds", "SECONDS", Option::Time{&Config::reply_seconds}, "the longest a whole answer may take"},

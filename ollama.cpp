@@ -4,16 +4,22 @@
 #include <netdb.h>
 #include <netinet/tcp.h>
 
-#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
 #include <utility>
 
+#include "log.hpp"
+
 namespace {
 
 // One recv of the head, with what has come of the body behind it.
 constexpr size_t kHeadBytes = 16 * 1024;
+// What stands before the body.
+constexpr size_t kRequestHeadBytes = 256;
+// Refusals that another address may not have (Ollama's API documentation, "Errors").
+constexpr int kBusyStatus = 503;
+constexpr int kNoModelStatus = 404;
 // Ollama is near; one that does not take a connection in this time is as good as away.
 constexpr auto kConnectMax = std::chrono::seconds(5);
 // Kept connections save a connect a turn; idle for longer they are closed, so that a burst leaves nothing.
@@ -37,54 +43,82 @@ Generation::Event event_of(Wake wake) {
   return Generation::Event::bytes;
 }
 
-std::optional<OllamaAddress> OllamaAddress::parse(std::string_view url) {
-  constexpr std::string_view kScheme = "http://";
-  if (!url.starts_with(kScheme)) return std::nullopt;
-  url.remove_prefix(kScheme.size());
-  const size_t slash = std::min(url.find('/'), url.size());
-  std::string_view authority = url.substr(0, slash);
-  std::string_view path = url.substr(slash);
-  while (path.ends_with('/')) path.remove_suffix(1);
-  // All of it but the scheme stands in each request's head, where a control byte would break it.
-  const auto breaks = [](char c) { return static_cast<unsigned char>(c) <= ' ' || c == 0x7f; };
-  if (url.find_first_of("?#@") != std::string_view::npos || std::any_of(url.begin(), url.end(), breaks)) return std::nullopt;
-
-  OllamaAddress address;
-  address.host_header = authority;
-  address.port = "80";
-  const size_t bracket = authority.find(']');
-  const size_t colon = authority.find(':', bracket == std::string_view::npos ? 0 : bracket);
-  if (colon != std::string_view::npos) {
-    address.port = authority.substr(colon + 1);
-    authority = authority.substr(0, colon);
-  }
-  if (authority.starts_with('[') && authority.ends_with(']')) authority = authority.substr(1, authority.size() - 2);
-  address.host = authority;
-  if (address.host.empty() || address.port.empty() || address.port.find_first_not_of("0123456789") != std::string::npos ||
-      address.port.size() > 5 || std::stoi(address.port) > 65535) {
-    return std::nullopt;
-  }
-  address.api_path = path;
-  if (!path.ends_with("/api")) address.api_path += "/api";
-  return address;
+Generation::Generation(Ollama& ollama, std::string_view method, std::string_view path, std::string_view body, std::optional<size_t> only)
+    : ollama_(ollama),
+      method_(method),
+      path_(path),
+      probe_(only.has_value()),
+      // All addresses together have no longer than one has alone.
+      connect_max_(Clock::duration(kConnectMax) / (probe_ ? 1 : ollama.upstreams_.size())) {
+  if (only) tried_.set().reset(*only);
+  request_.reserve(body.size() + kRequestHeadBytes);
+  request_ = body;
+  aim_at(*ollama_.choose(tried_, true));
 }
-
-Generation::Generation(Ollama& ollama, std::string request) : ollama_(ollama), request_(std::move(request)) {}
 
 Generation::~Generation() { abandon(); }
 
+// From here on the request is one for this address, where it is counted.
+void Generation::aim_at(size_t upstream) {
+  upstream_ = upstream;
+  tried_.set(upstream);
+  const OllamaAddress& address = ollama_.upstreams_[upstream].address;
+  std::string head = method_ + " " + address.api_path + path_ + " HTTP/1.1\r\nHost: " + address.host_header + "\r\nUser-Agent: chatterd\r\n";
+  if (method_ == "POST") {
+    head += "Content-Type: application/json\r\nContent-Length: " + std::to_string(request_.size() - request_head_bytes_) + "\r\n";
+  }
+  head += "\r\n";
+  request_.replace(0, request_head_bytes_, head);
+  request_head_bytes_ = head.size();
+  sent_ = 0;
+  reused_ = false;
+  may_reuse_ = true;
+  connect_deadline_.reset();
+  head_ = {};
+  step_ = Step::connect;
+}
+
 void Generation::abandon() {
-  if (reusable_) ollama_.keep(std::move(fd_));
-  reusable_ = false;
+  if (upstream_) ollama_.leave(*std::exchange(upstream_, std::nullopt), std::exchange(reusable_, false) ? std::move(fd_) : UniqueFd());
   fd_.reset();
   step_ = Step::ended;
   unread_ = {};
 }
 
+void Generation::note(std::string detail) {
+  const bool named = ollama_.upstreams_.size() > 1 && !probe_ && upstream_;
+  detail_ = named ? ollama_.upstreams_[*upstream_].address.url + ": " + detail : std::move(detail);
+}
+
+// This address has not answered: on to another, and Event::head; or `event`, if there is none.
 Generation::Event Generation::fail(Event event, std::string detail) {
-  detail_ = std::move(detail);
+  ollama_.fail(*upstream_, detail, probe_);
+  note(std::move(detail));
   abandon();
-  return event;
+  // Once one has answered, even by a refusal, those that rest are left alone.
+  auto next = ollama_.choose(tried_, !refusal_);
+  if (!next && refusal_) next = back_to_refusal();
+  if (!next) return event;
+  aim_at(*next);
+  return Event::head;
+}
+
+// Leaves an address that refuses for one that may not. False: there is none, this is the answer.
+bool Generation::pass_on_refusal() {
+  const bool busy = head_.status() == kBusyStatus;
+  if (!busy && head_.status() != kNoModelStatus) return false;
+  auto next = ollama_.choose(tried_, false);
+  if (next && (busy || !refusal_)) refusal_ = {*upstream_, busy};
+  if (!next && !busy && refusal_ && refusal_->busy) next = back_to_refusal();
+  if (!next) return false;
+  abandon();
+  aim_at(*next);
+  return true;
+}
+
+// The others were of no use: whatever that address says now is the answer.
+std::optional<size_t> Generation::back_to_refusal() {
+  return ollama_.choose(Upstreams::Tried().set().reset(std::exchange(refusal_, std::nullopt)->upstream), true);
 }
 
 Generation::Event Generation::read_head(Waiter& waiter, Deadline deadline) {
@@ -102,25 +136,29 @@ Generation::Event Generation::read_head(Waiter& waiter, Deadline deadline) {
   }
 }
 
-// Takes an idle connection, or begins to connect to the next of Ollama's addresses.
+// Takes an idle connection, or begins to connect to the next of the name's IP addresses.
 Generation::Event Generation::connect_next() {
   if (!connect_deadline_) {
-    if (UniqueFd idle = ollama_.take_idle()) {
+    if (UniqueFd idle = may_reuse_ ? ollama_.take_idle(*upstream_) : UniqueFd()) {
       fd_ = std::move(idle);
       reused_ = true;
       step_ = Step::send;
       return Event::head;
     }
-    Ollama::Addresses resolved = ollama_.resolve();
+    Ollama::Resolved resolved = ollama_.resolve(*upstream_);
     if (resolved.list.empty()) return fail(Event::unreachable, resolved.error);
-    addresses_ = std::move(resolved.list);
-    connect_deadline_ = Deadline::after(kConnectMax);
+    ways_ = std::move(resolved.list);
+    connect_deadline_ = Deadline::after(connect_max_);
   }
-  if (addresses_.empty()) return fail(Event::unreachable, detail_);
-  const sockaddr_storage address = addresses_.front();
-  addresses_.erase(addresses_.begin());
+  if (ways_.empty()) return fail(Event::unreachable, std::move(connect_error_));
+  const sockaddr_storage address = ways_.front();
+  ways_.erase(ways_.begin());
   fd_.reset(::socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  if (!fd_) return fail(Event::unreachable, errno_text(errno));
+  if (!fd_) {
+    note(errno_text(errno));  // no fault of that address
+    abandon();
+    return Event::unreachable;
+  }
   const int on = 1;
   ::setsockopt(fd_.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
   if (::connect(fd_.get(), reinterpret_cast<const sockaddr*>(&address), length_of(address)) == 0) {
@@ -128,7 +166,7 @@ Generation::Event Generation::connect_next() {
   } else if (errno == EINPROGRESS) {
     step_ = Step::connecting;
   } else {
-    detail_ = errno_text(errno);  // and on to the next address
+    connect_error_ = errno_text(errno);  // and on to the next one
   }
   return Event::head;
 }
@@ -141,7 +179,7 @@ Generation::Event Generation::finish_connecting(Waiter& waiter, Deadline deadlin
   int error = 0;
   socklen_t length = sizeof error;
   ::getsockopt(fd_.get(), SOL_SOCKET, SO_ERROR, &error, &length);
-  if (error != 0) detail_ = errno_text(error);
+  if (error != 0) connect_error_ = errno_text(error);
   step_ = error == 0 ? Step::send : Step::connect;
   return Event::head;
 }
@@ -179,6 +217,8 @@ Generation::Event Generation::receive_head(Waiter& waiter, Deadline deadline) {
     case http1::ResponseHeadReader::State::malformed: return fail(Event::broken, "the answer is not HTTP/1.1");
     case http1::ResponseHeadReader::State::complete: break;
   }
+  ollama_.answer(*upstream_);
+  if (pass_on_refusal()) return Event::head;
   body_ = head_.body();
   unread_ = head_.rest();
   all_sent_ = sent_ == request_.size();
@@ -187,16 +227,14 @@ Generation::Event Generation::receive_head(Waiter& waiter, Deadline deadline) {
   return Event::head;
 }
 
-// A kept connection may turn out to have been closed by Ollama: once more, on a new one.
+// A kept connection may turn out to have been closed by Ollama: once more, on a new one, for another kept
+// one may be as dead.
 bool Generation::try_again() {
   if (!std::exchange(reused_, false)) return false;
   fd_.reset();
   sent_ = 0;
+  may_reuse_ = false;
   step_ = Step::connect;
-  // Another kept one may be as dead: from here on only new connections.
-  connect_deadline_ = Deadline::after(kConnectMax);
-  Ollama::Addresses resolved = ollama_.resolve();
-  addresses_ = std::move(resolved.list);
   return true;
 }
 
@@ -214,7 +252,7 @@ void Generation::receive(std::span<char> buffer) {
 
 // The connection is closed by abandon(): during a step it is being watched.
 void Generation::break_off(std::string detail) {
-  detail_ = std::move(detail);
+  note(std::move(detail));
   broken_ = true;
   step_ = Step::ended;
   unread_ = {};
@@ -255,23 +293,58 @@ void Generation::finish() {
   step_ = Step::ended;
 }
 
-std::unique_ptr<Generation> Ollama::start(std::string_view method, std::string_view path, std::string_view body) {
-  std::string request;
-  request.reserve(body.size() + 256);
-  request.append(method).append(" ").append(address_.api_path).append(path).append(" HTTP/1.1\r\nHost: ").append(address_.host_header);
-  request.append("\r\nUser-Agent: chatterd\r\n");
-  if (method == "POST") {
-    request.append("Content-Type: application/json\r\nContent-Length: ").append(std::to_string(body.size())).append("\r\n");
-  }
-  request.append("\r\n").append(body);
-  return std::unique_ptr<Generation>(new Generation(*this, std::move(request)));
+Ollama::Ollama(std::vector<OllamaAddress> addresses) : choice_(addresses.size()) {
+  for (OllamaAddress& address : addresses) upstreams_.push_back({std::move(address), {}, {}, {}});
 }
 
-UniqueFd Ollama::take_idle() {
+std::unique_ptr<Generation> Ollama::start(std::string_view method, std::string_view path, std::string_view body) {
+  return std::unique_ptr<Generation>(new Generation(*this, method, path, body, std::nullopt));
+}
+
+std::unique_ptr<Generation> Ollama::start_at(size_t address, std::string_view method, std::string_view path, std::string_view body) {
+  return std::unique_ptr<Generation>(new Generation(*this, method, path, body, address));
+}
+
+std::vector<OllamaState> Ollama::addresses() {
+  std::vector<OllamaState> states;
   const std::lock_guard lock(mutex_);
-  while (!idle_.empty()) {
-    UniqueFd fd = std::move(idle_.back().fd);
-    idle_.pop_back();
+  for (size_t i = 0; i < upstreams_.size(); ++i) states.push_back({upstreams_[i].address.url, choice_.running(i), choice_.rests(i)});
+  return states;
+}
+
+std::optional<size_t> Ollama::choose(const Upstreams::Tried& tried, bool resting_too) {
+  const std::lock_guard lock(mutex_);
+  return choice_.choose(tried, resting_too, Clock::now());
+}
+
+void Ollama::leave(size_t upstream, UniqueFd reusable) {
+  const std::lock_guard lock(mutex_);
+  choice_.leave(upstream);
+  if (reusable) upstreams_[upstream].idle.push_back({std::move(reusable), Clock::now()});
+}
+
+void Ollama::fail(size_t upstream, const std::string& reason, bool quietly) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!choice_.fail(upstream, Clock::now())) return;
+  }
+  if (!quietly) LogLine(LogLevel::warning, "ollama_away").add("url", upstreams_[upstream].address.url).add("reason", reason);
+}
+
+void Ollama::answer(size_t upstream) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!choice_.answer(upstream)) return;
+  }
+  LogLine(LogLevel::info, "ollama_back").add("url", upstreams_[upstream].address.url);
+}
+
+UniqueFd Ollama::take_idle(size_t upstream) {
+  const std::lock_guard lock(mutex_);
+  std::vector<Idle>& idle = upstreams_[upstream].idle;
+  while (!idle.empty()) {
+    UniqueFd fd = std::move(idle.back().fd);
+    idle.pop_back();
     // An idle connection has nothing to say: if it has, that is its end.
     pollfd watched{fd.get(), POLLIN, 0};
     if (::poll(&watched, 1, 0) == 0) return fd;
@@ -279,42 +352,40 @@ UniqueFd Ollama::take_idle() {
   return UniqueFd();
 }
 
-void Ollama::keep(UniqueFd fd) {
-  const std::lock_guard lock(mutex_);
-  idle_.push_back({std::move(fd), Clock::now()});
-}
-
 void Ollama::close_idle() {
   std::vector<Idle> closing;  // closed after the lock is gone
   const std::lock_guard lock(mutex_);
   const auto limit = Clock::now() - kIdleMax;
-  auto first_kept = idle_.begin();
-  while (first_kept != idle_.end() && first_kept->since < limit) closing.push_back(std::move(*first_kept++));
-  idle_.erase(idle_.begin(), first_kept);
+  for (Upstream& upstream : upstreams_) {
+    auto first_kept = upstream.idle.begin();
+    while (first_kept != upstream.idle.end() && first_kept->since < limit) closing.push_back(std::move(*first_kept++));
+    upstream.idle.erase(upstream.idle.begin(), first_kept);
+  }
 }
 
-Ollama::Addresses Ollama::resolve() {
+Ollama::Resolved Ollama::resolve(size_t upstream) {
+  Upstream& asked = upstreams_[upstream];
   {
     const std::lock_guard lock(mutex_);
-    if (!resolved_.empty() && Clock::now() - resolved_at_ < kResolvedFor) return {resolved_, ""};
+    if (!asked.resolved.empty() && Clock::now() - asked.resolved_at < kResolvedFor) return {asked.resolved, ""};
   }
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* found = nullptr;
-  if (const int error = ::getaddrinfo(address_.host.c_str(), address_.port.c_str(), &hints, &found); error != 0) {
+  if (const int error = ::getaddrinfo(asked.address.host.c_str(), asked.address.port.c_str(), &hints, &found); error != 0) {
     return {{}, ::gai_strerror(error)};
   }
-  Addresses addresses;
+  Resolved resolved;
   for (const addrinfo* entry = found; entry != nullptr; entry = entry->ai_next) {
     if (entry->ai_family != AF_INET && entry->ai_family != AF_INET6) continue;
     sockaddr_storage address{};
     std::memcpy(&address, entry->ai_addr, entry->ai_addrlen);
-    addresses.list.push_back(address);
+    resolved.list.push_back(address);
   }
   ::freeaddrinfo(found);
-  if (addresses.list.empty()) addresses.error = "the name has no address";
+  if (resolved.list.empty()) resolved.error = "the name has no address";
   const std::lock_guard lock(mutex_);
-  resolved_ = addresses.list;
-  resolved_at_ = Clock::now();
-  return addresses;
+  asked.resolved = resolved.list;
+  asked.resolved_at = Clock::now();
+  return resolved;
 }

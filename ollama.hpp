@@ -1,6 +1,13 @@
 // Ollama's side of a turn: one HTTP/1.1 request and its streamed response, read on the thread that
 // serves the client, over connections that are used again.
 //
+// With several addresses the least busy one is asked first (upstreams.hpp). As long as nothing of an answer
+// can have reached the client, the request goes on to another address: when this one can't be reached or
+// breaks off before the end of its head, or when it refuses with 503 (busy) or 404 (it lacks the model). One
+// that is silent is waited for, for it may be loading the model. Each address is tried once, and all of them
+// together within the deadlines of the caller. When no one takes the request, a refusal is the answer: a 503
+// rather than a 404, for it may be over soon.
+//
 // Source: Ollama's API documentation, "Generate a chat completion" and "Generate a completion".
 #pragma once
 
@@ -17,21 +24,7 @@
 
 #include "http1.hpp"
 #include "net.hpp"
-#include "result.hpp"
-
-/// Where Ollama is, from a URL such as http://localhost:11434 or http://localhost:11434/api.
-struct OllamaAddress {
-  std::string host;
-  std::string port;
-  std::string api_path;  ///< of the API: "/api", or with a proxy's prefix before it
-  std::string host_header;
-
-  /// Nothing: not an http:// URL.
-  static std::optional<OllamaAddress> parse(std::string_view url);
-};
-
-/// What to say of a URL that parse() refuses.
-constexpr const char* kOllamaUrlWanted = "the value is not an http:// URL such as http://localhost:11434";
+#include "upstreams.hpp"
 
 class Ollama;
 
@@ -44,7 +37,7 @@ class Generation {
     head,         ///< status and content type are known
     bytes,        ///< some of the body
     end,          ///< the body has ended as it should
-    unreachable,  ///< no connection, or none that answered
+    unreachable,  ///< no connection to any address, or none that answered
     broken,       ///< the response is not HTTP, or the connection ended in the middle of it
     timed_out,    ///< the deadline has passed; the call may be made again with a later one
     client_left,
@@ -80,14 +73,22 @@ class Generation {
   /// should; otherwise it is closed, at which Ollama stops. Not during a step of Waiter::carry(), which
   /// has the connection watched.
   void abandon();
-  /// Why a request failed, for the log.
+  /// Why a request failed, for the log; with several addresses it names the last one.
   const std::string& detail() const { return detail_; }
 
  private:
   friend class Ollama;
   enum class Step { connect, connecting, send, receive_head, body, ended };
 
-  Generation(Ollama& ollama, std::string request);
+  struct Refusal {
+    size_t upstream;
+    bool busy;
+  };
+
+  Generation(Ollama& ollama, std::string_view method, std::string_view path, std::string_view body, std::optional<size_t> only);
+  void aim_at(size_t upstream);
+  bool pass_on_refusal();
+  std::optional<size_t> back_to_refusal();
   Event connect_next();
   Event finish_connecting(Waiter& waiter, Deadline deadline);
   Event send_request(Waiter& waiter, Deadline deadline);
@@ -95,16 +96,26 @@ class Generation {
   Event fail(Event event, std::string detail);
   bool try_again();
   void break_off(std::string detail);
+  void note(std::string detail);
   void finish();
 
   Ollama& ollama_;
-  std::string request_;
+  const std::string method_, path_;
+  const bool probe_;  // of one address
+  const Clock::duration connect_max_;
+  Upstreams::Tried tried_;
+  std::optional<size_t> upstream_;  // that has the request; it is counted there
+  std::optional<Refusal> refusal_;  // of one that was left for others
+  std::string request_;             // the head for the present address, and the body
+  size_t request_head_bytes_ = 0;
   size_t sent_ = 0;
   bool all_sent_ = false;
   Step step_ = Step::connect;
   UniqueFd fd_;
+  bool may_reuse_ = true;  // a kept connection
   bool reused_ = false;
-  std::vector<sockaddr_storage> addresses_;  // not yet tried
+  std::vector<sockaddr_storage> ways_;  // IP addresses of the present one, not yet tried
+  std::string connect_error_;
   std::optional<Deadline> connect_deadline_;
   http1::ResponseHeadReader head_;
   http1::BodyDecoder body_ = http1::BodyDecoder::none();
@@ -117,14 +128,26 @@ class Generation {
 /// What the end of a wait for Ollama means; Event::bytes for Wake::ready.
 Generation::Event event_of(Wake wake);
 
-/// The server Ollama and the idle connections to it. Any thread, concurrently; must outlive its
-/// Generations.
+/// What a person who watches wants to know of one address.
+struct OllamaState {
+  std::string url;
+  size_t running;  ///< generations
+  bool resting;    ///< it has failed and not answered since
+};
+
+/// The Ollamas and the idle connections to them. Any thread, concurrently; must outlive its Generations.
+/// Logs when an address fails (ollama_away) and when it answers again (ollama_back), once each.
 class Ollama {
  public:
-  explicit Ollama(OllamaAddress address) : address_(std::move(address)) {}
+  /// At least one address.
+  explicit Ollama(std::vector<OllamaAddress> addresses);
 
   /// Prepares `method` on the API's path ("/chat"); nothing is sent before read_head().
   std::unique_ptr<Generation> start(std::string_view method, std::string_view path, std::string_view body);
+  /// The same for this address only, to look whether it is usable: the caller says so, not the log.
+  std::unique_ptr<Generation> start_at(size_t address, std::string_view method, std::string_view path, std::string_view body);
+  /// In the order in which they were given.
+  std::vector<OllamaState> addresses();
   /// Closes connections that nobody has used for a while; call it about once a second.
   void close_idle();
 
@@ -134,19 +157,26 @@ class Ollama {
     UniqueFd fd;
     Clock::time_point since;
   };
-  struct Addresses {
+  struct Resolved {
     std::vector<sockaddr_storage> list;
     std::string error;
   };
+  struct Upstream {
+    OllamaAddress address;  // never changed
+    // Guarded by mutex_:
+    std::vector<Idle> idle;  // the last one used is at the back, and is used next
+    std::vector<sockaddr_storage> resolved;
+    Clock::time_point resolved_at;
+  };
 
-  UniqueFd take_idle();
-  void keep(UniqueFd fd);
-  Addresses resolve();
+  std::optional<size_t> choose(const Upstreams::Tried& tried, bool resting_too);
+  void leave(size_t upstream, UniqueFd reusable);
+  void fail(size_t upstream, const std::string& reason, bool quietly);
+  void answer(size_t upstream);
+  UniqueFd take_idle(size_t upstream);
+  Resolved resolve(size_t upstream);
 
-  const OllamaAddress address_;
+  std::vector<Upstream> upstreams_;  // as many for ever
   std::mutex mutex_;
-  // Guarded by mutex_:
-  std::vector<Idle> idle_;  // the last one used is at the back, and is used next
-  std::vector<sockaddr_storage> resolved_;
-  Clock::time_point resolved_at_;
+  Upstreams choice_;  // guarded by mutex_
 };

@@ -27,6 +27,7 @@ layers=(
   'db db_connection db_schema'
   'spool'
   'keeper'
+  'upstreams'
   'ollama'
   'turns'
   'relay'

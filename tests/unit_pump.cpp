@@ -259,7 +259,7 @@ TEST_CASE("an answer that breaks off or ends in a step leaves its descriptor ope
   for (const Case& one : cases) {
     INFO(one.headers << one.last);
     const Listener listener;
-    Ollama ollama(*OllamaAddress::parse(listener.url));
+    Ollama ollama({*OllamaAddress::parse(listener.url)});
     const auto generation = ollama.start("POST", "/chat", "{}");
     PlainWaiter waiter;
     REQUIRE(generation->read_head(waiter, Deadline::after(milliseconds(20))) == Generation::Event::timed_out);

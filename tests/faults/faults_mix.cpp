@@ -67,7 +67,7 @@ TEST_CASE("PostgreSQL, Ollama, clients and chatterd failing at random together l
   Cluster cluster;
   World world({.arguments = {"--store-retry", "2"},
                .cluster = &cluster,
-               .events = {"database_away", "reply_spooled", "replies_found_in_spool", "spooled_reply_stored"}});
+               .events = {"ollama_away", "database_away", "reply_spooled", "replies_found_in_spool", "spooled_reply_stored"}});
   world.ollama.answer_with(unreliable);
   std::atomic<bool> stopping{false};
   std::vector<std::thread> clients;

@@ -95,7 +95,7 @@ size_t errors_in(const std::string& stream) {
 }  // namespace
 
 TEST_CASE("Ollama that dies, sends garbage or refuses gets the contract's answer each time", "[fault][short][ollama]") {
-  World world;
+  World world({.events = {"ollama_away"}});
   world.reply_to = whole_reply;
   int number = 0;
   for (const Fault& fault : faults_of_ollama()) {

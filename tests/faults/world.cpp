@@ -12,7 +12,7 @@ constexpr int kSettleMs = 10000;
 constexpr int kCleanMs = 15000;  // for replies that wait on disk to be stored
 
 // Events of any run.
-const char* const kUsualEvents[] = {"request", "stopping", "stopped", "table_create", "database_back"};
+const char* const kUsualEvents[] = {"request", "stopping", "stopped", "table_create", "database_back", "ollama_back"};
 
 Arguments usual_arguments(const Setup& setup, const std::string& conninfo, const std::string& ollama_url, const std::string& state) {
   Arguments arguments{"--host", "127.0.0.1", "--port", "0", "--db", conninfo, "--ollama", ollama_url, "--state-dir", state};

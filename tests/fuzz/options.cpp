@@ -104,13 +104,16 @@ void check_config(const Config& config, const Texts& texts) {
   }
 }
 
-void check_ollama(const std::string& url) {
-  const auto address = OllamaAddress::parse(url);
-  if (!address) return;
-  expect(!address->host.empty() && !address->port.empty(), "Ollama's address is whole");
-  // Both stand in each request to Ollama, where such a byte could end the line.
-  expect(!has_control_byte(address->host_header) && !has_control_byte(address->api_path), "Ollama's address holds no control byte");
-  expect(address->api_path.starts_with('/') && address->api_path.ends_with("/api"), "the API's path ends in /api");
+void check_ollama(const std::string& urls) {
+  const auto addresses = OllamaAddress::parse_list(urls);
+  if (!addresses.ok()) return;
+  expect(!addresses.value().empty() && addresses.value().size() <= kOllamasMax, "Ollama has an address, and not too many");
+  for (const OllamaAddress& address : addresses.value()) {
+    expect(!address.host.empty() && !address.port.empty(), "Ollama's address is whole");
+    // Both stand in each request to Ollama, where such a byte could end the line.
+    expect(!has_control_byte(address.host_header) && !has_control_byte(address.api_path), "Ollama's address holds no control byte");
+    expect(address.api_path.starts_with('/') && address.api_path.ends_with("/api"), "the API's path ends in /api");
+  }
 }
 
 }  // namespace

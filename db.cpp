@@ -8,6 +8,7 @@
 #include <new>
 
 #include "db_connection.hpp"
+#include "db_servers.hpp"
 #include "log.hpp"
 #include "text.hpp"
 
@@ -109,26 +110,15 @@ std::optional<std::string> conninfo_problem(const std::string& conninfo) {
 }
 
 std::string database_name(const std::string& conninfo) {
-  const auto free_options = [](PQconninfoOption* options) { PQconninfoFree(options); };
-  using Options = std::unique_ptr<PQconninfoOption, decltype(free_options)>;
-  const Options given(PQconninfoParse(conninfo.c_str(), nullptr), free_options);
-  const Options defaults(PQconndefaults(), free_options);
-  const auto value_in = [](const PQconninfoOption* option, const char* keyword) -> std::string {
-    for (; option != nullptr && option->keyword != nullptr; ++option) {
-      if (std::strcmp(option->keyword, keyword) == 0 && option->val != nullptr) return option->val;
-    }
-    return "";
-  };
   std::string name;
   for (const char* keyword : {"service", "host", "hostaddr", "port", "dbname"}) {
-    std::string value = value_in(given.get(), keyword);
-    if (value.empty()) value = value_in(defaults.get(), keyword);
-    name += std::string(keyword) + "=" + value + " ";
+    name += std::string(keyword) + "=" + db_internal::conninfo_value(conninfo, keyword) + " ";
   }
   return name;
 }
 
-Database::Database(Settings settings) : settings_(std::move(settings)) {}
+Database::Database(Settings settings)
+    : settings_(std::move(settings)), servers_(std::make_unique<db_internal::Servers>(settings_.conninfo)) {}
 Database::~Database() = default;
 
 Result<Conversation, DbFailure> Database::append(const std::string& app_id, const std::vector<ChatMessage>& messages) {
@@ -340,7 +330,7 @@ Database::Opened Database::borrow(Deadline deadline) {
   }
   ++open_;
   lock.unlock();
-  auto opened = Connection::open(settings_.conninfo, kPrepared, settings_.call_timeout, deadline);
+  auto opened = servers_->connect(kPrepared, settings_.call_timeout, deadline);
   if (!opened.ok()) {
     lock.lock();
     --open_;
@@ -352,15 +342,21 @@ Database::Opened Database::borrow(Deadline deadline) {
 }
 
 void Database::give_back(std::unique_ptr<Connection> connection) {
+  std::vector<Idle> closing;  // closed after the lock is gone
   {
     const std::lock_guard lock(mutex_);
     if (connection->usable()) {
       idle_.push_back({std::move(connection), Clock::now()});
     } else {
       --open_;
+      // What has broken this one has likely broken the idle ones too, and on a host that has lost its power
+      // each would cost a caller all of its time.
+      closing.swap(idle_);
+      open_ -= closing.size();
     }
   }
-  returned_.notify_one();
+  if (closing.empty()) returned_.notify_one();
+  else returned_.notify_all();
 }
 
 void Database::close_idle() {

@@ -25,6 +25,7 @@ struct pg_result;
 
 namespace db_internal {
 class Connection;
+class Servers;
 struct Execution;
 }  // namespace db_internal
 
@@ -158,6 +159,7 @@ class Database {
   static void share(Results results, const std::vector<Change*>& batch);
 
   const Settings settings_;
+  const std::unique_ptr<db_internal::Servers> servers_;
   std::mutex mutex_;
   std::condition_variable returned_;
   // Guarded by mutex_:

@@ -1,8 +1,12 @@
 #include "db_connection.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
+
+#include "log.hpp"
+#include "text.hpp"
 
 namespace db_internal {
 namespace {
@@ -34,6 +38,15 @@ DbFault fault_of(std::string_view sqlstate) {
   return DbFault::failed;
 }
 
+// A session does not lose what it has prepared. A pooler that gives each transaction any session does.
+void tell_of_a_pooler() {
+  static std::atomic<bool> told{false};
+  if (told.exchange(true)) return;
+  LogLine(LogLevel::error, "database_pooler")
+      .add("reason", "the database's sessions lose what was prepared in them, so a pooler such as PgBouncer in transaction mode must be "
+                     "in between; chatterd needs its pool_mode = session");
+}
+
 // Whether an error leaves the connection of no further use: the session is ending, is on a server that
 // can't write, or has lost its prepared statements.
 bool poisons_connection(std::string_view sqlstate) {
@@ -43,10 +56,16 @@ bool poisons_connection(std::string_view sqlstate) {
 
 }  // namespace
 
-Result<std::unique_ptr<Connection>, DbFailure> Connection::open(const std::string& conninfo, std::span<const Statement> statements,
+// A mark of the connection's own: behind a pooler that mixes sessions up, and runs one with statements of
+// another chatterd's, a name must be unknown rather than mean something else.
+Connection::Connection(PgConn pg) : pg_(std::move(pg)), mark_("_" + make_uuid()) {}
+
+Result<std::unique_ptr<Connection>, DbFailure> Connection::open(const Address& address, std::span<const Statement> statements,
                                                                 milliseconds statement_timeout, Deadline deadline) {
-  const char* keywords[] = {"dbname", "fallback_application_name", "client_encoding", nullptr};
-  const char* values[] = {conninfo.c_str(), "chatterd", "UTF8", nullptr};
+  // Of two equal keywords the later one counts, and an empty value does not count.
+  const char* keywords[] = {"target_session_attrs", "dbname", "host", "hostaddr", "port", "fallback_application_name", "client_encoding", nullptr};
+  const char* values[] = {address.one_of_several ? "read-write" : "", address.conninfo.c_str(), address.host.c_str(), address.hostaddr.c_str(),
+                          address.port.c_str(), "chatterd", "UTF8", nullptr};
   std::unique_ptr<Connection> connection(new Connection(PgConn(PQconnectStartParams(keywords, values, /*expand_dbname=*/1))));
   if (auto failure = connection->connect(deadline)) return *failure;
   if (auto failure = connection->prepare(statements, statement_timeout, deadline)) return *failure;
@@ -59,7 +78,7 @@ std::optional<DbFailure> Connection::connect(Deadline deadline) {
   PostgresPollingStatusType state = PGRES_POLLING_WRITING;
   while (pg_ && PQstatus(pg_.get()) != CONNECTION_BAD && state != PGRES_POLLING_OK && state != PGRES_POLLING_FAILED) {
     if (!wait(state == PGRES_POLLING_READING ? POLLIN : POLLOUT, deadline)) {
-      return DbFailure{DbFault::unavailable, false, "no connection in time"};
+      return DbFailure{DbFault::unavailable, false, "no connection in time to " + host() + " port " + port()};
     }
     state = PQconnectPoll(pg_.get());
   }
@@ -77,9 +96,9 @@ std::optional<DbFailure> Connection::prepare(std::span<const Statement> statemen
   bool sent = PQenterPipelineMode(pg_.get()) == 1 &&
               PQsendQueryParams(pg_.get(), limit.c_str(), 0, nullptr, nullptr, nullptr, nullptr, 0) == 1 &&
               PQsendQueryParams(pg_.get(), kServerTime, 0, nullptr, nullptr, nullptr, nullptr, 0) == 1 &&
-              PQsendPrepare(pg_.get(), kInTime.name, kInTime.sql, 0, nullptr) == 1;
+              PQsendPrepare(pg_.get(), own_name(kInTime).c_str(), kInTime.sql, 0, nullptr) == 1;
   for (const Statement& statement : statements) {
-    sent = sent && PQsendPrepare(pg_.get(), statement.name, statement.sql, 0, nullptr) == 1;
+    sent = sent && PQsendPrepare(pg_.get(), own_name(statement).c_str(), statement.sql, 0, nullptr) == 1;
   }
   if (!sent || PQpipelineSync(pg_.get()) != 1) return lost(false);
   auto results = collect(statements.size() + 3, deadline);
@@ -92,7 +111,7 @@ std::optional<DbFailure> Connection::prepare(std::span<const Statement> statemen
 
 Result<std::vector<PgResult>, DbFailure> Connection::run(std::span<const Execution> executions, Deadline deadline) {
   for (const Execution& execution : executions) {
-    if (PQsendQueryPrepared(pg_.get(), execution.statement->name, static_cast<int>(execution.parameters.size()),
+    if (PQsendQueryPrepared(pg_.get(), own_name(*execution.statement).c_str(), static_cast<int>(execution.parameters.size()),
                             execution.parameters.data(), nullptr, nullptr, /*resultFormat=*/1) != 1) {
       return lost(false);
     }
@@ -100,7 +119,7 @@ Result<std::vector<PgResult>, DbFailure> Connection::run(std::span<const Executi
   const auto left = std::chrono::duration_cast<std::chrono::microseconds>(deadline.at() - server_time_at_);
   const std::string end = std::to_string(server_time_us_ + left.count());
   const char* const parameter = end.c_str();
-  if (PQsendQueryPrepared(pg_.get(), kInTime.name, 1, &parameter, nullptr, nullptr, /*resultFormat=*/1) != 1) return lost(false);
+  if (PQsendQueryPrepared(pg_.get(), own_name(kInTime).c_str(), 1, &parameter, nullptr, nullptr, /*resultFormat=*/1) != 1) return lost(false);
   // Nothing can have been committed before the sync is sent.
   if (PQpipelineSync(pg_.get()) != 1) return lost(true);
   auto results = collect(executions.size() + 1, deadline);
@@ -187,6 +206,7 @@ DbFailure Connection::failure_of(const PGresult* result) {
   const char* code = PQresultErrorField(result, PG_DIAG_SQLSTATE);
   const std::string sqlstate = code == nullptr ? "" : code;
   if (poisons_connection(sqlstate)) usable_ = false;
+  if (sqlstate == "26000") tell_of_a_pooler();
   return {fault_of(sqlstate), sqlstate.empty(), sqlstate.empty() ? "the connection broke" : "SQLSTATE " + sqlstate};
 }
 

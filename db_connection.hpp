@@ -29,7 +29,7 @@ struct PgResultDeleter {
 };
 using PgResult = std::unique_ptr<PGresult, PgResultDeleter>;
 
-/// A statement that every connection prepares when it opens.
+/// A statement that every connection prepares when it opens, by this name and its own mark.
 struct Statement {
   const char* name;
   const char* sql;
@@ -42,10 +42,17 @@ struct Execution {
   std::vector<const char*> parameters;
 };
 
+/// Where to connect: a connection string and, of several servers that it names, one.
+struct Address {
+  std::string conninfo;
+  bool one_of_several;               ///< then one that can't be written to does not do
+  std::string host, hostaddr, port;  ///< "": as the connection string has it
+};
+
 class Connection {
  public:
   /// Connects, and prepares `statements`.
-  static Result<std::unique_ptr<Connection>, DbFailure> open(const std::string& conninfo, std::span<const Statement> statements,
+  static Result<std::unique_ptr<Connection>, DbFailure> open(const Address& address, std::span<const Statement> statements,
                                                              milliseconds statement_timeout, Deadline deadline);
 
   /// Sends all executions at once and waits for all results, one for each, rows in binary format. They
@@ -66,7 +73,7 @@ class Connection {
   std::string port() const { return text(PQport(pg_.get())); }
 
  private:
-  explicit Connection(PgConn pg) : pg_(std::move(pg)) {}
+  explicit Connection(PgConn pg);
   static std::string text(const char* value) { return value == nullptr ? "" : value; }
   std::optional<DbFailure> connect(Deadline deadline);
   std::optional<DbFailure> prepare(std::span<const Statement> statements, milliseconds statement_timeout, Deadline deadline);
@@ -75,8 +82,10 @@ class Connection {
   DbFailure lost(bool outcome_unknown);
   DbFailure failure_of(const PGresult* result);
   bool wait(short events, Deadline deadline) const;
+  std::string own_name(const Statement& statement) const { return statement.name + mark_; }
 
   PgConn pg_;
+  const std::string mark_;
   bool usable_ = true;
   // The server's clock, in microseconds since 2000, and ours when its answer had come.
   std::int64_t server_time_us_ = 0;

@@ -3,6 +3,7 @@
 
 #include "db.hpp"
 #include "db_connection.hpp"
+#include "db_servers.hpp"
 #include "log.hpp"
 
 using db_internal::Connection;
@@ -118,7 +119,7 @@ std::string_view schema_sql() {
 
 TableState Database::look() {
   const Deadline deadline = Deadline::after(settings_.call_timeout);
-  auto opened = Connection::open(settings_.conninfo, {}, settings_.call_timeout, deadline);
+  auto opened = servers_->connect({}, settings_.call_timeout, deadline);
   if (!opened.ok()) return {opened.error().detail, "", false};
   const auto look = look_at_table(*opened.value(), deadline);
   if (!look.ok()) return {look.error().detail, "", false};
@@ -127,7 +128,7 @@ TableState Database::look() {
 
 std::optional<SchemaProblem> Database::prepare_schema() {
   const Deadline deadline = Deadline::after(settings_.call_timeout);
-  auto opened = Connection::open(settings_.conninfo, {}, settings_.call_timeout, deadline);
+  auto opened = servers_->connect({}, settings_.call_timeout, deadline);
   if (!opened.ok()) return as_problem(opened.error());
   Connection& connection = *opened.value();
   auto look = look_at_table(connection, deadline);

@@ -24,7 +24,7 @@ layers=(
   'connection'
   'workers pump'
   'server serving exchange'
-  'db db_connection db_schema'
+  'db db_connection db_servers db_schema'
   'spool'
   'keeper'
   'upstreams'
@@ -102,7 +102,7 @@ only_in() {
 
 check_scripts() {
   local line script scripts=()
-  for script in scripts/* tests/*.sh .ci/run; do
+  for script in scripts/* scripts/scaling/* tests/*.sh .ci/run; do
     [[ ! -f $script ]] || scripts+=("$script")
   done
   if ! command -v shellcheck >/dev/null; then

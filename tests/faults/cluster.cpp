@@ -103,12 +103,30 @@ Cluster::Cluster() : password_(random_hex()), port_(free_port()) {
   run_program(as_server_user({server_programs() + "/initdb", "--pgdata=" + data, "--username=postgres", "--auth=scram-sha-256",
                               "--pwfile=" + password_file, "--encoding=UTF8", "--locale=C", "--no-sync"}));
   std::filesystem::remove(password_file);
-  std::ofstream(data + "/pg_hba.conf") << "host all postgres 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n";
+  std::ofstream(data + "/pg_hba.conf") << "host all,replication postgres 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n";
   start();
   harness::SqlConnection admin(admin_conninfo("postgres"));
   admin.run("CREATE ROLE chatter LOGIN");
   admin.run("CREATE DATABASE chatterdb OWNER chatter");
 }
+
+Cluster::Cluster(Cluster& primary) : password_(primary.password_), port_(free_port()) {
+  run_program(as_server_user({server_programs() + "/pg_basebackup", "--dbname=" + primary.admin_conninfo("replication") + " application_name=standby",
+                              "--pgdata=" + folder_.path() + "/data", "--write-recovery-conf", "--checkpoint=fast", "--no-sync"}));
+  start();
+}
+
+void Cluster::wait_for_standby_only() {
+  harness::SqlConnection admin(admin_conninfo("postgres"));
+  admin.run("ALTER SYSTEM SET synchronous_standby_names = 'standby'");
+  admin.run("SELECT pg_reload_conf()");
+  const bool follows = harness::eventually([&] {
+    return !admin.run("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync' AND state = 'streaming'").empty();
+  });
+  if (!follows) throw std::runtime_error("the standby does not follow");
+}
+
+void Cluster::promote() { harness::SqlConnection(admin_conninfo("postgres")).run("SELECT pg_promote()"); }
 
 Cluster::~Cluster() { stop_immediately(); }
 

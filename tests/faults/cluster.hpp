@@ -31,12 +31,15 @@ class ServerFolder {
 class Cluster {
  public:
   Cluster();   // running, with an ordinary role "chatter" and its database "chatterdb"
+  explicit Cluster(Cluster& primary);  // its hot standby, which follows it
   ~Cluster();
   Cluster(const Cluster&) = delete;
   Cluster& operator=(const Cluster&) = delete;
 
   void stop_immediately();  // what `pg_ctl stop -m immediate` does
   void start();             // returns when it takes connections
+  void wait_for_standby_only();  // from now on a commit is one once the standby has it too
+  void promote();                // a standby becomes a primary
   [[nodiscard]] bool is_running();
 
   // As the ordinary role; through another port of 127.0.0.1 where one is given.

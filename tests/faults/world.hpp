@@ -47,6 +47,7 @@ struct Setup {
   bool tls = true;
   Cluster* cluster = nullptr;  // null: a database of its own in the run's cluster
   int database_port = 0;       // where chatterd finds the database when something stands between
+  std::string conninfo = {};   // what chatterd is given instead, where the cluster is one of several servers
   // Events that the fault explains, beyond those of every run; only these may be errors.
   std::vector<std::string> events = {};
 };

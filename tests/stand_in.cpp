@@ -115,6 +115,9 @@ void generate(Conn& conn, const Json& body, bool chat, int token_ms) {
 
 void answer(Conn& conn, int token_ms) {
   const auto& request = conn.request();
+  // As Ollama's own log does; scripts count these lines.
+  std::printf("%s %s\n", request.method.c_str(), request.path.c_str());
+  std::fflush(stdout);
   const bool chat = request.path == "/api/chat";
   if (!chat && request.path != "/api/generate") return conn.respond(404, "404 page not found", "text/plain");
   if (request.method != "POST") return conn.respond(405, R"({"error":"method not allowed"})");

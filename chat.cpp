@@ -38,9 +38,6 @@ std::string build_ollama_body(const ChatRequest& request, const Conversation& co
   return body + request.other_fields + '}';
 }
 
-// What the log says of a request whose client did not wait; nobody reads the answer. nginx's number.
-constexpr int kClientLeftStatus = 499;
-
 // Ollama's status as ours (contract 3.5).
 int status_for(int ollama_status) {
   return ollama_status == 400 || ollama_status == 404 || ollama_status == 503 ? ollama_status : 502;
@@ -61,11 +58,11 @@ void keep_count(Relay& relay, Exchange& exchange) {
 }
 
 // One turn of a conversation, from the commit of its status to the stored reply. It holds the stream's
-// slot and the conversation's turn until it goes.
+// slot and the conversation's turn until it goes; the turn among all chatterds ends with the stored reply.
 class ChatTurn {
  public:
-  ChatTurn(Services& services, StreamSlots::Slot slot, Conversations::Turn turn, Reply reply, std::unique_ptr<Generation> generation)
-      : services_(services), slot_(std::move(slot)), turn_(std::move(turn)), reply_(std::move(reply)), generation_(std::move(generation)) {}
+  ChatTurn(Services& services, StreamSlots::Slot slot, Conversations::Turn turn, SharedTurn shared_turn, Reply reply, std::unique_ptr<Generation> generation)
+      : services_(services), slot_(std::move(slot)), turn_(std::move(turn)), shared_turn_(std::move(shared_turn)), reply_(std::move(reply)), generation_(std::move(generation)) {}
 
   bool run(const SendPiece& send) {
     Exchange& exchange = Exchange::current();
@@ -103,10 +100,10 @@ class ChatTurn {
       kept = services_.spool.keep(reply_);
       failure = store_again(relay, framing, listening, *failure);
       if (!failure) {
-        services_.spool.remove(reply_.id);
+        services_.spool.remove(reply_.turn.id);
         return true;
       }
-      services_.spool.let_go(reply_.id);
+      services_.spool.let_go(reply_.turn.id);
     }
     LogLine(kept ? LogLevel::warning : LogLevel::error, kept ? "reply_spooled" : "reply_not_stored")
         .add("id", Exchange::current().id())
@@ -134,6 +131,7 @@ class ChatTurn {
   Services& services_;
   StreamSlots::Slot slot_;
   Conversations::Turn turn_;
+  SharedTurn shared_turn_;
   Reply reply_;
   std::unique_ptr<Generation> generation_;
 };
@@ -146,6 +144,7 @@ void handle_llmchat(Services& services, const Request& request, Response& respon
   auto slot = take_slot(services, response);
   if (!slot) return;
   const std::string& app_id = chat.value().app_id;
+  const Deadline turn_wait = Deadline::after(services.config.turn_wait);
   auto turn = services.conversations.enter(app_id, services.config.turn_wait);
   if (!turn) return reply_no_turn(services, response);
 
@@ -153,8 +152,11 @@ void handle_llmchat(Services& services, const Request& request, Response& respon
   exchange.begin_stream();
   // A client that left while it waited for its turn gets nothing stored in its name.
   if (exchange.client_left()) return reply_error(response, kClientLeftStatus, "The client left.");
-  const auto conversation = services.database.append(app_id, chat.value().messages);
-  if (!conversation.ok()) return reply_failure(response, conversation.error());
+  SharedTurn shared_turn(services.database, app_id);
+  const auto conversation = shared_turn.begin(services.conversations, exchange, turn_wait,
+                                              [&](const Turn& own) { return services.database.append(own, chat.value().messages); });
+  if (!conversation.ok() && exchange.client_left()) return reply_error(response, kClientLeftStatus, "The client left.");
+  if (!conversation.ok()) return reply_not_begun(services, response, conversation.error());
 
   auto generation = services.ollama.start("POST", "/chat", build_ollama_body(chat.value(), conversation.value()));
   const auto event = generation->read_head(exchange, Deadline::after(services.config.ollama_grace));
@@ -167,8 +169,8 @@ void handle_llmchat(Services& services, const Request& request, Response& respon
 
   response.set_header("Cache-Control", "no-cache");
   response.set_header("X-Accel-Buffering", "no");
-  Reply reply{app_id, make_uuid(), "", conversation.value().reply_place};
-  const auto chat_turn = std::make_shared<ChatTurn>(services, std::move(*slot), std::move(*turn), std::move(reply), std::move(generation));
+  Reply reply{shared_turn.turn(), "", conversation.value().reply_place};
+  const auto chat_turn = std::make_shared<ChatTurn>(services, std::move(*slot), std::move(*turn), std::move(shared_turn), std::move(reply), std::move(generation));
   stream_response(response, "text/event-stream", [chat_turn](const SendPiece& send) { return chat_turn->run(send); });
 }
 

@@ -9,12 +9,11 @@
 
 #include "db_connection.hpp"
 #include "db_servers.hpp"
+#include "db_statements.hpp"
 #include "log.hpp"
 #include "text.hpp"
 
-using db_internal::Connection;
-using db_internal::Execution;
-using db_internal::Statement;
+using namespace db_internal;
 
 namespace {
 
@@ -27,45 +26,6 @@ constexpr size_t kBatchesMax = 2;
 constexpr size_t kBatchChangesMax = 64;
 // Serialization failures and lost prepared statements: the same again usually succeeds at once.
 constexpr int kTriesMax = 3;
-
-enum StatementIndex { kInsert, kHistory, kDelete, kInsertReply, kFindReply, kAppendReply, kInsertPublic, kSelectPublic, kSelectLarge, kStatements };
-
-const Statement kPrepared[kStatements] = {
-    {"insert", "INSERT INTO chatts (name, message, id, appid) VALUES ($1, $2, $3, $4) RETURNING seq"},
-    {"history", "SELECT name, message FROM chatts WHERE appid = $1 ORDER BY seq"},
-    {"delete", "DELETE FROM chatts WHERE appid = $1"},
-    {"insert_reply",
-     "INSERT INTO chatts (name, message, id, appid, seq) VALUES ('assistant', $1, $2, $3, $4) ON CONFLICT DO NOTHING RETURNING seq"},
-    {"find_reply", "SELECT 1 FROM chatts WHERE appid = $1 AND seq = $2 AND id = $3"},
-    {"append_reply",
-     "INSERT INTO chatts (name, message, id, appid) SELECT 'assistant', $1::text, $2::uuid, $3::varchar"
-     " WHERE NOT EXISTS (SELECT FROM chatts WHERE appid = $3::varchar AND id = $2::uuid)"},
-    {"insert_public", "INSERT INTO chatts (name, message, id) VALUES ($1, $2, $3)"},
-    {"select_public",
-     // 2048 bytes: about where PostgreSQL stores a value apart from its row, so that a page reads rows only.
-     "SELECT CASE WHEN octet_length(name) <= 2048 THEN name END, CASE WHEN octet_length(message) <= 2048 THEN message END,"
-     " id, time, seq, nullif(octet_length(name) > 2048 OR octet_length(message) > 2048, false)"
-     " FROM chatts WHERE appid IS NULL AND (coalesce(time, '-infinity'), seq) > ($1::timestamptz, $2::bigint)"
-     " ORDER BY coalesce(time, '-infinity'), seq LIMIT $3::bigint"},
-    {"select_large", "SELECT name, message FROM chatts WHERE appid IS NULL AND seq = $1"},
-};
-
-const Statement* statement(StatementIndex index) { return &kPrepared[index]; }
-
-std::optional<DbFailure> failure_of(const Result<std::vector<Rows>, DbFailure>& results) {
-  if (results.ok()) return std::nullopt;
-  return results.error();
-}
-
-// One insert for each message; `ids` keeps the UUIDs alive while the executions point at them.
-void add_inserts(std::vector<Execution>& executions, std::vector<std::string>& ids, const std::string& app_id,
-                 const std::vector<ChatMessage>& messages) {
-  ids.reserve(messages.size());
-  for (const ChatMessage& message : messages) {
-    ids.push_back(make_uuid());
-    executions.push_back({statement(kInsert), {message.role.c_str(), message.content.c_str(), ids.back().c_str(), app_id.c_str()}});
-  }
-}
 
 }  // namespace
 
@@ -120,41 +80,6 @@ std::string database_name(const std::string& conninfo) {
 Database::Database(Settings settings)
     : settings_(std::move(settings)), servers_(std::make_unique<db_internal::Servers>(settings_.conninfo)) {}
 Database::~Database() = default;
-
-Result<Conversation, DbFailure> Database::append(const std::string& app_id, const std::vector<ChatMessage>& messages) {
-  std::vector<Execution> executions;
-  std::vector<std::string> ids;
-  add_inserts(executions, ids, app_id, messages);
-  executions.push_back({statement(kHistory), {app_id.c_str()}});
-  auto results = run(executions, call_deadline());
-  if (!results.ok()) return results.error();
-  std::vector<Rows>& rows = results.value();
-  Conversation conversation{std::move(rows.back()), messages.size(), std::nullopt};
-  // The order counts in twos: the number behind the last prompt's belongs to the reply (schema.sql).
-  if (!messages.empty()) conversation.reply_place = rows[messages.size() - 1].integer(0, 0) + 1;
-  return conversation;
-}
-
-std::optional<DbFailure> Database::replace(const std::string& app_id, const std::vector<ChatMessage>& messages) {
-  std::vector<Execution> executions{{statement(kDelete), {app_id.c_str()}}};
-  std::vector<std::string> ids;
-  add_inserts(executions, ids, app_id, messages);
-  return failure_of(run(executions, call_deadline()));
-}
-
-std::optional<DbFailure> Database::store_reply(const Reply& reply) {
-  if (reply.place) {
-    const std::string place = std::to_string(*reply.place);
-    auto inserted = run_together({{statement(kInsertReply), {reply.text.c_str(), reply.id.c_str(), reply.app_id.c_str(), place.c_str()}}});
-    if (!inserted.ok()) return inserted.error();
-    if (inserted.value()[0].size() == 1) return std::nullopt;
-    // The place is taken: by this reply, stored by a call whose outcome was unknown, or by another.
-    auto found = run({{statement(kFindReply), {reply.app_id.c_str(), place.c_str(), reply.id.c_str()}}}, call_deadline());
-    if (!found.ok()) return found.error();
-    if (found.value()[0].size() == 1) return std::nullopt;
-  }
-  return failure_of(run({{statement(kAppendReply), {reply.text.c_str(), reply.id.c_str(), reply.app_id.c_str()}}}, call_deadline()));
-}
 
 std::optional<DbFailure> Database::post(const PostRequest& chatt) {
   const std::string id = make_uuid();
@@ -330,7 +255,7 @@ Database::Opened Database::borrow(Deadline deadline) {
   }
   ++open_;
   lock.unlock();
-  auto opened = servers_->connect(kPrepared, settings_.call_timeout, deadline);
+  auto opened = servers_->connect(prepared_statements(), settings_.call_timeout, deadline);
   if (!opened.ok()) {
     lock.lock();
     --open_;

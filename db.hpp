@@ -1,4 +1,5 @@
-// The database: conversations and public chatts in PostgreSQL's table chatts (contract, section 4).
+// The database: conversations and public chatts in PostgreSQL's table chatts (contract, section 4),
+// and whose turn it is in a conversation.
 //
 // Nothing outside the db modules knows SQL or libpq. Every call waits no longer than its deadline
 // (--db-timeout) for a connection, the round trip and the answer together, and holds no connection
@@ -14,6 +15,7 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <unordered_map>
 #include <vector>
 
 #include "net.hpp"
@@ -31,6 +33,7 @@ struct Execution;
 
 enum class DbFault {
   refused,      ///< the database does not take the value (SQLSTATE class 22 or 23)
+  busy,         ///< another turn is under way in the conversation; nothing was done
   unavailable,  ///< it can't be reached, is out of resources, or did not answer in time
   retry,        ///< nothing was done, and the same again may succeed; callers of Database never see it
   failed,       ///< anything else
@@ -71,9 +74,14 @@ struct Conversation {
   std::optional<std::int64_t> reply_place;
 };
 
-struct Reply {
+/// One request's right to work on one conversation, among all chatterds on the database (contract 3.13).
+struct Turn {
   std::string app_id;
-  std::string id;  ///< a UUID made once a reply, so that storing it again is noticed
+  std::string id;  ///< a UUID made once a turn; also its reply's, so that storing that again is noticed
+};
+
+struct Reply {
+  Turn turn;
   std::string text;
   std::optional<std::int64_t> place;
 };
@@ -112,14 +120,36 @@ class Database {
 
   // Any thread, concurrently:
 
-  /// Stores `messages` at the end of a conversation and reads all of it back, in one transaction and
-  /// one round trip (contract 3.2). Not repeated when the outcome is unknown.
-  Result<Conversation, DbFailure> append(const std::string& app_id, const std::vector<ChatMessage>& messages);
-  /// Puts `messages` in the place of a conversation's rows: all or nothing.
-  std::optional<DbFailure> replace(const std::string& app_id, const std::vector<ChatMessage>& messages);
-  /// Stores a reply. Safe to repeat with the same Reply after a failure: it is stored once. Like
-  /// post(), it may share a transaction with what other threads store at the same time.
+  // Turns of one conversation, of whichever chatterd, do not interleave. A turn is a row in chatterd_turns
+  // (schema.sql) that is written by the transactions that store its messages, so it costs no further round
+  // trip, and holds no connection between them. It is held for 15 s at a time, and renewed by keep_turns():
+  //  - When chatterd is killed, its conversations stay blocked for that long at most.
+  //  - When chatterd or the database is frozen or away for longer, another chatterd may begin a turn amid a
+  //    running one. That one does not know the reply that is still to come, but the order stays right: each
+  //    reply is stored behind its own prompt, or not at all if the conversation was replaced meanwhile.
+  //  - Who waits for a turn asks (may_begin) and so is the next to have it: a chatterd with many requests
+  //    for a conversation does not keep it to itself. More than this is not promised of the order.
+  // Other programs that insert into chatts know nothing of turns and are not held up.
+
+  /// Begins a turn, stores `messages` at the end of its conversation and reads all of it back, in one
+  /// transaction and one round trip (contract 3.2). Not repeated when the outcome is unknown. DbFault::busy:
+  /// it is not its turn. After a success the turn lasts until store_reply() succeeds or end_turn().
+  Result<Conversation, DbFailure> append(const Turn& turn, const std::vector<ChatMessage>& messages);
+  /// Puts `messages` in the place of a conversation's rows, in a turn that ends with it: all or nothing.
+  std::optional<DbFailure> replace(const Turn& turn, const std::vector<ChatMessage>& messages);
+  /// Stores a reply and ends its turn. Safe to repeat with the same Reply after a failure: it is stored
+  /// once. Like post(), it may share a transaction with what other threads store at the same time. A reply
+  /// whose prompt is gone is dropped.
   std::optional<DbFailure> store_reply(const Reply& reply);
+  /// Ends a turn that has no reply; if the database is away, as soon as it is back. Nothing to do, no call
+  /// to the database: for a turn that has ended, or never began.
+  void end_turn(const Turn& turn);
+  /// After DbFault::busy: whether trying again may succeed now. As long as it is asked at least every half
+  /// second, the turn is the next one in its conversation, unless another was before it.
+  Result<bool, DbFailure> may_begin(const Turn& turn);
+  /// Renews the turns under way; call it about once a second, from one thread.
+  void keep_turns();
+
   /// Stores a public chatt.
   std::optional<DbFailure> post(const PostRequest& chatt);
   /// Up to `rows_max` public chatts behind `from`, oldest first; columns as in PublicColumn, the id as
@@ -145,6 +175,15 @@ class Database {
     Clock::time_point since;
   };
 
+  struct Held {
+    std::string app_id;
+    Clock::time_point renewed;
+    bool over;  // only its row remains to be written
+  };
+  struct DueTurn {
+    Turn turn;
+    bool over;
+  };
   struct Change;
   using Results = Result<std::vector<Rows>, DbFailure>;
 
@@ -152,6 +191,9 @@ class Database {
   void give_back(std::unique_ptr<Connection> connection);
   void note_availability(const DbFailure* failure);
   Deadline call_deadline() const { return Deadline::after(settings_.call_timeout); }
+  void hold(const Turn& turn, bool over);
+  std::vector<DueTurn> due_turns(Clock::time_point now);
+  std::optional<DbFailure> insert_reply(const Reply& reply);
   Results run(const std::vector<db_internal::Execution>& executions, Deadline deadline);
   Results run_together(const std::vector<db_internal::Execution>& executions);
   Results run_batch(const std::vector<Change*>& batch);
@@ -167,6 +209,10 @@ class Database {
   size_t open_ = 0;          // idle and borrowed together
   bool schema_ready_ = false;
   bool away_ = false;        // what the log said last
+
+  std::mutex turns_mutex_;
+  std::unordered_map<std::string, Held> turns_;  // guarded by turns_mutex_: under way, by id
+  Clock::time_point forget_at_{};                // keep_turns() alone
 
   std::mutex changes_mutex_;
   // Guarded by changes_mutex_:

@@ -47,6 +47,12 @@ void tell_of_a_pooler() {
                      "in between; chatterd needs its pool_mode = session");
 }
 
+// The constraint of schema.sql by which a turn that comes too early fails.
+bool is_turn_refused(const PGresult* result) {
+  const char* constraint = PQresultErrorField(result, PG_DIAG_CONSTRAINT_NAME);
+  return constraint != nullptr && std::string_view(constraint) == "one_turn_at_a_time";
+}
+
 // Whether an error leaves the connection of no further use: the session is ending, is on a server that
 // can't write, or has lost its prepared statements.
 bool poisons_connection(std::string_view sqlstate) {
@@ -207,6 +213,7 @@ DbFailure Connection::failure_of(const PGresult* result) {
   const std::string sqlstate = code == nullptr ? "" : code;
   if (poisons_connection(sqlstate)) usable_ = false;
   if (sqlstate == "26000") tell_of_a_pooler();
+  if (is_turn_refused(result)) return {DbFault::busy, false, "another turn is under way"};
   return {fault_of(sqlstate), sqlstate.empty(), sqlstate.empty() ? "the connection broke" : "SQLSTATE " + sqlstate};
 }
 

@@ -28,12 +28,17 @@ constexpr const char* kLook = R"sql(
            AND (SELECT count(*) = 2 FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
                 WHERE indrelid = to_regclass('chatts') AND indisvalid AND relname IN ('chatts_conversation', 'chatts_public')),
          coalesce(has_table_privilege(to_regclass('chatts'), 'SELECT') AND has_table_privilege(to_regclass('chatts'), 'INSERT')
-           AND has_table_privilege(to_regclass('chatts'), 'DELETE'), false)
+           AND has_table_privilege(to_regclass('chatts'), 'DELETE'), false),
+         coalesce((SELECT has_schema_privilege(relowner, coalesce(current_schema(), 'public'), 'CREATE')
+                   FROM pg_class WHERE oid = to_regclass('chatts')), false),
+         coalesce((SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = to_regclass('chatterd_turns')), ''),
+         (SELECT coalesce(bool_and(has_table_privilege(to_regclass('chatterd_turns'), wanted)), false)
+           FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS wanted)
 )sql";
 
 struct Look {
-  std::string user, database, schema, owner, missing_columns, host, port;
-  bool table, may_create, may_alter, up_to_date, may_use;
+  std::string user, database, schema, owner, turns_owner, missing_columns, host, port;  // no owner: no table
+  bool table, may_create, may_alter, up_to_date, may_use, owner_may_create, may_take_turns;
 };
 
 std::string shell_quote(const std::string& text) {
@@ -74,8 +79,11 @@ Result<Look, DbFailure> look_at_table(Connection& connection, Deadline deadline)
   look.owner = text(5);
   look.may_alter = yes(6);
   look.missing_columns = look.table ? text(7) : "";
-  look.up_to_date = look.table && yes(8);
   look.may_use = yes(9);
+  look.owner_may_create = yes(10);
+  look.turns_owner = text(11);
+  look.up_to_date = look.table && yes(8) && !look.turns_owner.empty();
+  look.may_take_turns = yes(12);
   look.host = connection.host();
   look.port = connection.port();
   return look;
@@ -88,17 +96,22 @@ std::string find_obstacle(const Look& look) {
     return "The table chatts in database " + look.database + " lacks the columns " + look.missing_columns +
            ": it is not chatterd's; use another database (--db).";
   }
-  if (!look.table && !look.may_create) {
+  const bool lacks_table = !look.table || look.turns_owner.empty();
+  if (lacks_table && !look.may_create && (!look.table || look.may_alter)) {
     return role + " may not create a table in database " + look.database + ". Run: " + psql_as("postgres", look) + " -c " +
            shell_quote("GRANT USAGE, CREATE ON SCHEMA " + sql_quote(look.schema) + " TO " + sql_quote(look.user));
   }
   if (look.table && !look.up_to_date && !look.may_alter) {
     return role + " may not bring the table chatts in database " + look.database + " up to date: it belongs to " + look.owner +
-           ". Run: chatterd --print-schema | " + psql_as(look.owner, look);
+           ". Run: chatterd --print-schema | " + psql_as(lacks_table && !look.owner_may_create ? "postgres" : look.owner, look);
   }
   if (look.table && !look.may_use && !look.may_alter) {
     return role + " may not read and write the table chatts in database " + look.database + ". Run: " + psql_as(look.owner, look) + " -c " +
            shell_quote("GRANT SELECT, INSERT, DELETE ON chatts TO " + sql_quote(look.user));
+  }
+  if (look.up_to_date && !look.may_take_turns) {
+    return role + " may not read and write the table chatterd_turns in database " + look.database + ". Run: " + psql_as(look.turns_owner, look) +
+           " -c " + shell_quote("GRANT SELECT, INSERT, UPDATE, DELETE ON chatterd_turns TO " + sql_quote(look.user));
   }
   return "";
 }

@@ -86,9 +86,14 @@ void handle_postchatt(Services& services, const Request& request, Response& resp
 void handle_llmprep(Services& services, const Request& request, Response& response) {
   const auto prep = parse_prep_request(request.body);
   if (!prep.ok()) return reply_error(response, 422, prep.error().sentence);
+  const Deadline turn_wait = Deadline::after(services.config.turn_wait);
   const auto turn = services.conversations.enter(prep.value().app_id, services.config.turn_wait);
   if (!turn) return reply_no_turn(services, response);
-  if (auto failure = services.database.replace(prep.value().app_id, prep.value().messages)) return reply_failure(response, *failure);
+  SharedTurn shared_turn(services.database, prep.value().app_id);
+  PlainWaiter waiter;  // a client that has ended its side still gets its answer
+  const auto failure = shared_turn.begin(services.conversations, waiter, turn_wait,
+                                         [&](const Turn& own) { return services.database.replace(own, prep.value().messages); });
+  if (failure) return reply_not_begun(services, response, *failure);
   services.spool.remove_conversation(prep.value().app_id);
   reply_json(response, "{}");
 }
@@ -183,6 +188,11 @@ void handle_getchatts(Services& services, const Request&, Response& response) {
 void reply_no_turn(Services& services, Response& response) {
   if (services.conversations.closed()) return reply_error(response, 503, "The server is being stopped.");
   reply_error(response, 409, "Another request for this appID is still at work.");
+}
+
+void reply_not_begun(Services& services, Response& response, const DbFailure& failure) {
+  if (failure.fault != DbFault::busy) return reply_failure(response, failure);
+  reply_no_turn(services, response);
 }
 
 std::optional<StreamSlots::Slot> take_slot(Services& services, Response& response) {

@@ -35,6 +35,9 @@ struct Services {
 /// Answers a request that did not get its turn in a conversation: 409, or 503 when chatterd is stopping.
 void reply_no_turn(Services& services, httplib::Response& response);
 
+/// The same for a request whose turn the database did not begin, for whatever reason.
+void reply_not_begun(Services& services, httplib::Response& response, const DbFailure& failure);
+
 /// A slot for a stream to the request's client; without one the request is answered: 503 or 429.
 std::optional<StreamSlots::Slot> take_slot(Services& services, httplib::Response& response);
 

@@ -33,7 +33,10 @@ void Keeper::run() {
       failed_ = true;
       return;
     }
-    if (table_ready_) store_orphans();
+    if (table_ready_) {
+      store_orphans();
+      database_.keep_turns();
+    }
     database_.close_idle();
     lock.lock();
   }
@@ -64,6 +67,6 @@ void Keeper::store_orphans() {
     } else {
       LogLine(LogLevel::info, "spooled_reply_stored");
     }
-    spool_.remove(reply.id);
+    spool_.remove(reply.turn.id);
   }
 }

@@ -1,4 +1,5 @@
-// Looks after the database in the background: the table, the replies that wait on disk, idle connections.
+// Looks after the database in the background: the tables, the replies that wait on disk, the
+// turns under way, idle connections.
 #pragma once
 
 #include <condition_variable>

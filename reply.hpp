@@ -11,6 +11,9 @@
 /// When a client may try again after a 503, in seconds: about as long as a restart takes.
 constexpr const char* kRetryAfterSeconds = "2";
 
+/// What the log says of a request whose client did not wait; nobody reads the answer. nginx's number.
+constexpr int kClientLeftStatus = 499;
+
 /// 200 with a JSON body.
 void reply_json(httplib::Response& response, std::string_view json);
 

@@ -1,4 +1,4 @@
--- The table of chatterd, made or brought up to date. It may be run again at any time and by any
+-- The tables of chatterd, made or brought up to date. It may be run again at any time and by any
 -- program that can run SQL (chatterd itself does at start; or `psql -f schema.sql` as the table's owner).
 -- All of it happens or nothing. Needs PostgreSQL 14 or newer.
 
@@ -38,5 +38,28 @@ END $$;
 CREATE UNIQUE INDEX IF NOT EXISTS chatts_conversation ON chatts (appid, seq);
 -- The public chatts, oldest first, a page at a time.
 CREATE INDEX IF NOT EXISTS chatts_public ON chatts ((coalesce(time, '-infinity')), seq) WHERE appid IS NULL;
+
+-- Which turn has which conversation, among all chatterds on this database. `holder` is its reply's id; it
+-- holds until `until`, by this server's clock, and whoever runs it moves that on while it lasts. `next` is
+-- the turn that waits to follow, with the first right to it until `next_until`. A row whose time is over
+-- means nothing, and is deleted after a while. The constraint is how a turn that comes too early fails.
+-- Who may insert into chatts may take a turn: the policy saves a second set of grants. The owner is exempt.
+DO $$
+BEGIN
+  IF to_regclass('chatterd_turns') IS NULL THEN
+    -- Only `until` and `next` change, in no index and with room on the page: updates need no vacuum. The
+    -- rest is dead soon, so that a fixed number of dead rows, not a share of so few, calls for one.
+    CREATE TABLE chatterd_turns (
+      appid      varchar(64) PRIMARY KEY,
+      holder     uuid CONSTRAINT one_turn_at_a_time CHECK (holder IS NOT NULL),
+      until      timestamptz NOT NULL,
+      next       uuid,
+      next_until timestamptz
+    ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+    GRANT SELECT, INSERT, UPDATE, DELETE ON chatterd_turns TO PUBLIC;
+    ALTER TABLE chatterd_turns ENABLE ROW LEVEL SECURITY;
+    CREATE POLICY chatterd_turns_of_writers ON chatterd_turns USING (has_table_privilege('chatts', 'INSERT'));
+  END IF;
+END $$;
 
 COMMIT;

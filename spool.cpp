@@ -22,9 +22,9 @@ constexpr int kSharersMax = 64;
 
 std::string line_of(const Reply& reply) {
   std::string line = "{\"reply\":{\"appID\":";
-  append_json_string(line, reply.app_id);
+  append_json_string(line, reply.turn.app_id);
   line += ",\"id\":";
-  append_json_string(line, reply.id);
+  append_json_string(line, reply.turn.id);
   if (reply.place) line += ",\"place\":\"" + std::to_string(*reply.place) + "\"";
   line += ",\"text\":";
   append_json_string(line, reply.text);
@@ -42,7 +42,7 @@ std::optional<Reply> parse_reply(std::string_view json) {
   const auto id = member_text(members, "id");
   const auto text = member_text(members, "text");
   if (!app_id || !id || !text) return std::nullopt;
-  Reply reply{*app_id, *id, *text, std::nullopt};
+  Reply reply{{*app_id, *id}, *text, std::nullopt};
   if (const auto place = member_text(members, "place")) reply.place = std::strtoll(place->c_str(), nullptr, 10);
   return reply;
 }
@@ -102,7 +102,7 @@ void Spool::read_all() {
     if (find_json_problem(line)) continue;
     const auto members = json_members(line);
     if (const auto gone = member_text(members, "gone")) {
-      std::erase_if(waiting_, [&](const Waiting& waiting) { return waiting.reply.id == *gone; });
+      std::erase_if(waiting_, [&](const Waiting& waiting) { return waiting.reply.turn.id == *gone; });
     } else if (const JsonMember* member = find_member(members, "reply")) {
       if (auto reply = parse_reply(member->value)) waiting_.push_back({std::move(*reply), true});
     }
@@ -140,7 +140,7 @@ void Spool::remove(const std::string& id) {
 }
 
 void Spool::remove_locked(const std::string& id) {
-  std::erase_if(waiting_, [&](const Waiting& waiting) { return waiting.reply.id == id; });
+  std::erase_if(waiting_, [&](const Waiting& waiting) { return waiting.reply.turn.id == id; });
   if (waiting_.empty()) {
     // Nothing waits: the file begins anew. If this is lost, what comes back is stored already.
     if (file_ && ::ftruncate(file_.get(), 0) == 0) has_lines_ = false;
@@ -153,7 +153,7 @@ void Spool::remove_conversation(const std::string& app_id) {
   const std::lock_guard lock(mutex_);
   std::vector<std::string> ids;
   for (const Waiting& waiting : waiting_) {
-    if (waiting.reply.app_id == app_id) ids.push_back(waiting.reply.id);
+    if (waiting.reply.turn.app_id == app_id) ids.push_back(waiting.reply.turn.id);
   }
   for (const std::string& id : ids) remove_locked(id);
 }
@@ -170,6 +170,6 @@ std::vector<Reply> Spool::orphans() {
 void Spool::let_go(const std::string& id) {
   const std::lock_guard lock(mutex_);
   for (Waiting& waiting : waiting_) {
-    if (waiting.reply.id == id) waiting.orphan = true;
+    if (waiting.reply.turn.id == id) waiting.orphan = true;
   }
 }

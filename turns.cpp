@@ -1,6 +1,22 @@
 #include "turns.hpp"
 
 #include <algorithm>
+#include <random>
+
+#include "text.hpp"
+
+namespace {
+
+// Between two looks whether a turn elsewhere is over: soon at first, then as often as costs nothing.
+constexpr milliseconds kLookPauseMax{100};
+
+// Up to a quarter shorter, so that those who wait together do not look together.
+milliseconds with_jitter(milliseconds pause) {
+  static thread_local std::minstd_rand random{std::random_device{}()};
+  return pause - pause / 4 * static_cast<int>(random() % 1024) / 1024;
+}
+
+}  // namespace
 
 Result<StreamSlots::Slot, StreamSlots::Full> StreamSlots::take(const std::string& client) {
   const std::lock_guard lock(mutex_);
@@ -59,4 +75,18 @@ void Conversations::leave(const std::string& app_id) {
   place->second.pop_front();
   next->has_turn = true;
   next->called.notify_one();
+}
+
+SharedTurn::SharedTurn(Database& database, std::string app_id) : database_(&database), turn_{std::move(app_id), make_uuid()} {}
+
+// True: the turn may be had now, or the database has failed and will say so. False: it is not to be had.
+bool SharedTurn::wait(Conversations& conversations, Waiter& waiter, Deadline deadline, milliseconds& pause) {
+  while (true) {
+    const auto may_begin = database_->may_begin(turn_);
+    if (!may_begin.ok() || may_begin.value()) return true;
+    if (deadline.passed()) return false;
+    const Wake wake = waiter.wait(-1, 0, Deadline::earlier(deadline, Deadline::after(with_jitter(pause))));
+    if (wake != Wake::timed_out || conversations.closed()) return false;
+    pause = std::min(pause * 2, kLookPauseMax);
+  }
 }

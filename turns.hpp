@@ -1,4 +1,5 @@
-// What bounds the streams: how many run at once, and that a conversation has one turn at a time.
+// What bounds the streams: how many run at once, and that a conversation has one turn at a time, in this
+// process and among all that share the database.
 #pragma once
 
 #include <condition_variable>
@@ -10,6 +11,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "db.hpp"
 #include "net.hpp"
 #include "result.hpp"
 
@@ -51,7 +53,7 @@ class StreamSlots {
 };
 
 /// Lets one request at a time work on a conversation, in the order in which they came (contract
-/// 3.13). Any thread. Within this process only.
+/// 3.13). Any thread. Within this process only: SharedTurn is for the others.
 class Conversations {
  public:
   /// The right to work on one conversation, given back when it goes. It must not outlive the
@@ -88,4 +90,36 @@ class Conversations {
   /// Guarded by mutex_: the conversations at work, each with those that wait for it.
   std::unordered_map<std::string, std::deque<Waiting*>> at_work_;
   bool closed_ = false;  ///< likewise
+};
+
+/// One request's turn in a conversation among all chatterds on the database (db.hpp says what holds);
+/// ended, if it has begun, when it goes. To be had after the turn in Conversations, and given back before
+/// it. Belongs to one thread at a time; must not outlive the Database.
+class SharedTurn {
+ public:
+  SharedTurn(Database& database, std::string app_id);
+  SharedTurn(SharedTurn&& other) noexcept : database_(std::exchange(other.database_, nullptr)), turn_(std::move(other.turn_)) {}
+  SharedTurn& operator=(SharedTurn&&) = delete;
+  ~SharedTurn() {
+    if (database_ != nullptr) database_->end_turn(turn_);
+  }
+
+  /// Calls `begin` with the turn, again and again as long as it fails as DbFault::busy, until `deadline`, or
+  /// until the client leaves or `conversations` is closed. Returns what it returned last.
+  template <class Begin>
+  auto begin(Conversations& conversations, Waiter& waiter, Deadline deadline, Begin begin) {
+    auto outcome = begin(turn_);
+    for (milliseconds pause = kFirstPause; is_busy(outcome) && wait(conversations, waiter, deadline, pause);) outcome = begin(turn_);
+    return outcome;
+  }
+  const Turn& turn() const { return turn_; }
+
+ private:
+  static constexpr milliseconds kFirstPause{5};
+  static bool is_busy(const std::optional<DbFailure>& failure) { return failure && failure->fault == DbFault::busy; }
+  static bool is_busy(const Result<Conversation, DbFailure>& result) { return !result.ok() && result.error().fault == DbFault::busy; }
+  bool wait(Conversations& conversations, Waiter& waiter, Deadline deadline, milliseconds& pause);
+
+  Database* database_;
+  Turn turn_;
 };

@@ -24,7 +24,7 @@ layers=(
   'connection'
   'workers pump'
   'server serving exchange'
-  'db db_connection db_servers db_schema'
+  'db db_connection db_servers db_schema db_statements db_turns'
   'spool'
   'keeper'
   'upstreams'

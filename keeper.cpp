@@ -7,6 +7,8 @@
 namespace {
 
 constexpr auto kPause = std::chrono::seconds(1);
+// Between two looks for files that other chatterds have left: a few dozen failing open()s.
+constexpr auto kAdoptEvery = std::chrono::seconds(10);
 
 }  // namespace
 
@@ -34,6 +36,10 @@ void Keeper::run() {
       return;
     }
     if (table_ready_) {
+      if (adopt_at_.passed()) {
+        spool_.adopt();
+        adopt_at_ = Deadline::after(kAdoptEvery);
+      }
       store_orphans();
       database_.keep_turns();
     }

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "db.hpp"
+#include "net.hpp"
 #include "spool.hpp"
 
 /// One thread, which looks every second. Use it from one thread.
@@ -33,6 +34,7 @@ class Keeper {
   Spool& spool_;
   bool table_ready_ = false;  // used by begin(), then by the thread
   bool away_told_ = false;    // likewise
+  Deadline adopt_at_ = Deadline::after(milliseconds(0));  // the thread's
   std::atomic<bool> failed_{false};
   std::mutex mutex_;
   std::condition_variable ended_;

@@ -56,6 +56,32 @@ std::string name_for(const std::string& database_name) {
   return text;
 }
 
+std::string read_text(int fd) {
+  std::string text;
+  char buffer[64 * 1024];
+  ssize_t count = 0;
+  while ((count = ::pread(fd, buffer, sizeof buffer, static_cast<off_t>(text.size()))) > 0) text.append(buffer, static_cast<size_t>(count));
+  return text;
+}
+
+// Those that wait, of a file's lines. A last line that was torn by a crash was never promised to anyone.
+std::vector<Reply> replies_in(std::string_view text) {
+  std::vector<Reply> replies;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    const std::string_view line = text.substr(at, end - at);
+    at = end + 1;
+    if (find_json_problem(line)) continue;
+    const auto members = json_members(line);
+    if (const auto gone = member_text(members, "gone")) {
+      std::erase_if(replies, [&](const Reply& reply) { return reply.turn.id == *gone; });
+    } else if (const JsonMember* member = find_member(members, "reply")) {
+      if (auto reply = parse_reply(member->value)) replies.push_back(std::move(*reply));
+    }
+  }
+  return replies;
+}
+
 }  // namespace
 
 std::string default_state_folder() {
@@ -67,49 +93,77 @@ std::string default_state_folder() {
 }
 
 std::optional<std::string> Spool::open(const std::string& folder, const std::string& database_name) {
+  auto problem = open_own(folder, database_name);
+  // Here too, while this may still be root, to whom files of an earlier one belong.
+  if (!problem) adopt();
+  return problem;
+}
+
+std::optional<std::string> Spool::open_own(const std::string& folder, const std::string& database_name) {
   const std::lock_guard lock(mutex_);
   const auto wrong = [&] { return "--state-dir: " + folder + " can't be used: " + errno_text(errno) + ". Give a folder that this user may write."; };
   std::error_code error;
   const auto mask = ::umask(077);  // conversations are nobody else's business
   std::filesystem::create_directories(folder, error);
   ::umask(mask);
-  const UniqueFd opened(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!opened) return wrong();
-  for (int number = 0; number < kSharersMax; ++number) {
-    const std::string name = name_for(database_name) + (number == 0 ? "" : "-" + std::to_string(number));
-    file_.reset(::openat(opened.get(), name.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600));
+  folder_.reset(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!folder_) return wrong();
+  name_ = name_for(database_name);
+  for (number_ = 0; number_ < kSharersMax; ++number_) {
+    file_ = open_file(number_, O_CREAT);
     if (!file_) return wrong();
     if (::flock(file_.get(), LOCK_EX | LOCK_NB) == 0) break;
     file_.reset();
   }
   if (!file_) return "--state-dir: " + folder + " is used by too many chatterds.";
-  ::fsync(opened.get());
-  read_all();
+  ::fsync(folder_.get());
+  read_own();
   return std::nullopt;
 }
 
-// What an earlier run left. A last line that was torn by a crash was never promised to anyone.
-void Spool::read_all() {
-  std::string text;
-  char buffer[64 * 1024];
-  ssize_t count = 0;
-  while ((count = ::pread(file_.get(), buffer, sizeof buffer, static_cast<off_t>(text.size()))) > 0) text.append(buffer, static_cast<size_t>(count));
+UniqueFd Spool::open_file(int number, int flags) const {
+  const std::string name = name_ + (number == 0 ? "" : "-" + std::to_string(number));
+  return UniqueFd(::openat(folder_.get(), name.c_str(), O_RDWR | O_APPEND | O_CLOEXEC | O_NOFOLLOW | flags, 0600));
+}
+
+// What an earlier run left.
+void Spool::read_own() {
+  const std::string text = read_text(file_.get());
   has_lines_ = !text.empty();
-  for (size_t at = 0; at < text.size();) {
-    const size_t end = std::min(text.find('\n', at), text.size());
-    const std::string_view line = std::string_view(text).substr(at, end - at);
-    at = end + 1;
-    if (find_json_problem(line)) continue;
-    const auto members = json_members(line);
-    if (const auto gone = member_text(members, "gone")) {
-      std::erase_if(waiting_, [&](const Waiting& waiting) { return waiting.reply.turn.id == *gone; });
-    } else if (const JsonMember* member = find_member(members, "reply")) {
-      if (auto reply = parse_reply(member->value)) waiting_.push_back({std::move(*reply), true});
-    }
-  }
+  for (Reply& reply : replies_in(text)) waiting_.push_back({std::move(reply), true});
   if (!waiting_.empty()) LogLine(LogLevel::info, "replies_found_in_spool").add("count", waiting_.size());
   // A torn line must not swallow the next one.
   if (has_lines_ && !text.ends_with('\n')) append("\n", false);
+}
+
+void Spool::adopt() {
+  const std::lock_guard lock(mutex_);
+  if (!file_) return;
+  size_t count = 0;
+  for (int number = 0; number < kSharersMax; ++number) {
+    struct stat about {};
+    const UniqueFd other = number == number_ ? UniqueFd() : open_file(number, 0);
+    if (!other || ::fstat(other.get(), &about) != 0 || about.st_size == 0) continue;
+    if (::flock(other.get(), LOCK_EX | LOCK_NB) == 0) count += take_over(other.get());
+  }
+  if (count != 0) LogLine(LogLevel::info, "replies_found_in_spool").add("count", count);
+}
+
+// The other file is emptied when all of it is in this one, and never removed: somebody may just be opening it.
+size_t Spool::take_over(int other) {
+  size_t count = 0;
+  bool written = true;
+  for (Reply& reply : replies_in(read_text(other))) {
+    const auto is_same = [&](const Waiting& waiting) { return waiting.reply.turn.id == reply.turn.id; };
+    if (std::any_of(waiting_.begin(), waiting_.end(), is_same)) continue;
+    written = append(line_of(reply), false) && written;
+    waiting_.push_back({std::move(reply), true});
+    ++count;
+  }
+  if (!written || ::fdatasync(file_.get()) != 0 || ::ftruncate(other, 0) != 0) {
+    LogLine(LogLevel::warning, "spool_not_emptied").add("reason", errno_text(errno));
+  }
+  return count;
 }
 
 bool Spool::append(const std::string& line, bool through) {

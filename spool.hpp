@@ -23,10 +23,14 @@ class Spool {
   Spool& operator=(const Spool&) = delete;
 
   /// Opens the spool of one database in `folder`, making both, and reads what an earlier run has left.
-  /// Several chatterds may share the folder. Returns what is wrong, as a sentence; without an open
+  /// Several chatterds may share the folder; each has a file of its own. Returns what is wrong, as a sentence; without an open
   /// spool replies wait in memory only. Call it once, before any other.
   std::optional<std::string> open(const std::string& folder, const std::string& database_name);
 
+  /// Takes over what chatterds that shared the folder have left in their files and that don't run any
+  /// more: they may never start again. open() does so too, perhaps still as root, and so reaches files that
+  /// this can't open. Call it now and then.
+  void adopt();
   /// Keeps a reply; returns when it is on the disk, or false when it can't be put there.
   bool keep(const Reply& reply);
   /// The reply is stored, or not wanted any more.
@@ -44,12 +48,18 @@ class Spool {
     bool orphan;
   };
 
-  void read_all();
+  std::optional<std::string> open_own(const std::string& folder, const std::string& database_name);
+  UniqueFd open_file(int number, int flags) const;
+  void read_own();
+  size_t take_over(int other);
   bool append(const std::string& line, bool through);
   void remove_locked(const std::string& id);
 
   std::mutex mutex_;
   // Guarded by mutex_:
+  UniqueFd folder_;
+  std::string name_;  // of the files of this database
+  int number_ = 0;    // of this chatterd's own
   UniqueFd file_;
   std::vector<Waiting> waiting_;
   bool has_lines_ = false;

@@ -186,6 +186,20 @@ TEST_CASE("two that start together on a hand-made table both get ready (4)", "[t
   CHECK(two.stop() == 0);
 }
 
+TEST_CASE("four that start together where there is no table all get ready and serve (4)", "[table]") {
+  Database database;
+  ScriptedOllama ollama;
+  ollama.answer_with(answer_tokens({"ok"}));
+  std::vector<std::unique_ptr<Chatterd>> all;
+  for (int i = 0; i < 4; ++i) all.push_back(std::make_unique<Chatterd>(usual_arguments(database.conninfo(), ollama.url())));
+  for (const auto& chatterd : all) {
+    const Endpoint endpoint = chatterd->wait_until_ready();
+    CHECK(exchange(endpoint, {"POST", "/llmchat/", chat_body("app", "x"), {}}).status() == 200);
+  }
+  for (const auto& chatterd : all) CHECK(chatterd->stop() == 0);
+  CHECK(database.conversation("app").size() == 8);
+}
+
 TEST_CASE("a role that may not alter the table: exit 1 and a command that works as it stands (4)", "[table]") {
   const Role role;
   Database database;
@@ -249,6 +263,54 @@ TEST_CASE("an up-to-date table is enough for a role that may only select, insert
   CHECK(exchange(endpoint, {"GET", "/getchatts/", "", {}}).status() == 200);
   CHECK(chatterd.stop() == 0);
   CHECK(unexpected_lines(chatterd.err(), false) == "");
+}
+
+TEST_CASE("a table of an older chatterd: a role that may not add to it is told a command that works as it stands (4)", "[table]") {
+  // Whether or not the table's owner may make a further table beside it.
+  for (const bool owner_may_create : {true, false}) {
+    const Role role;
+    Database database;
+    ScriptedOllama ollama;
+    ollama.answer_with(answer_tokens({"ok"}));
+    {
+      Chatterd owner(usual_arguments(database.conninfo(), ollama.url()));
+      owner.wait_until_ready();
+      CHECK(owner.stop() == 0);
+    }
+    database.run("DROP TABLE chatterd_turns; GRANT SELECT, INSERT, DELETE ON chatts TO " + role.name());
+    if (!owner_may_create) database.run("ALTER SCHEMA public OWNER TO postgres; REVOKE CREATE ON SCHEMA public FROM PUBLIC");
+    const Finished refused = start_as(database, role.name(), ollama);
+    INFO(refused.text());
+    CHECK(refused.status == 1);
+    CHECK(refused.err.find("Run: chatterd --print-schema | ") != std::string::npos);
+    CHECK((refused.err.find("ct_owner. Run") != std::string::npos && (refused.err.find("-U ct_owner") != std::string::npos) == owner_may_create));
+    if (!owner_may_create) {
+      const Finished owner_refused = start_as(database, Database::owner(), ollama);
+      INFO(owner_refused.text());
+      CHECK(owner_refused.status == 1);
+      CHECK(owner_refused.err.find("GRANT USAGE, CREATE ON SCHEMA") != std::string::npos);
+      database.run("GRANT CREATE ON SCHEMA public TO ct_owner");
+    }
+    Chatterd owner(usual_arguments(database.conninfo(), ollama.url()));
+    owner.wait_until_ready();
+    CHECK(owner.stop() == 0);
+    Chatterd chatterd(usual_arguments(database.conninfo(0, role.name()), ollama.url()));
+    const Endpoint endpoint = chatterd.wait_until_ready();
+    CHECK(exchange(endpoint, {"POST", "/llmchat/", chat_body("app", "x"), {}}).status() == 200);
+    CHECK(chatterd.stop() == 0);
+  }
+}
+
+TEST_CASE("a role without rights on chatts sees and takes no turns in it (docs/security.md)", "[table]") {
+  const Role role;
+  World world;
+  world.ollama.answer_with(answer_tokens({"ok"}));
+  CHECK(world.post("/llmchat/", chat_body("app", "x")).status() == 200);
+  CHECK(world.database.value("SELECT count(*) FROM chatterd_turns") == "1");
+  SqlConnection stranger(world.database.conninfo(0, role.name()));
+  CHECK(stranger.run("SELECT * FROM chatterd_turns").empty());
+  CHECK(stranger.run("DELETE FROM chatterd_turns RETURNING 1").empty());
+  CHECK_THROWS(stranger.run("INSERT INTO chatterd_turns (appid, holder, until) VALUES ('app', gen_random_uuid(), 'infinity')"));
 }
 
 TEST_CASE("20 messages out of a table of 1,000,000 rows are read by index, in no time (4)", "[table]") {

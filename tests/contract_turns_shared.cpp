@@ -325,3 +325,39 @@ TEST_CASE("the reply of a chatterd that has lost its turn to an llmprep is not s
   first.rest();
   CHECK(joined(two.world.database.conversation("app")) == "system:new");
 }
+
+TEST_CASE("what a killed chatterd has left in the shared state folder is stored by another one (3.11)", "[shared]") {
+  // Either by one that runs, or, where it has given up being root and can't, by the next one that starts.
+  for (const bool by_running_one : {true, false}) {
+    INFO(by_running_one);
+    const TempFolder state;
+    Arguments arguments{"--state-dir", state.file("replies"), "--store-retry", "0.3"};
+    if (by_running_one) arguments.insert(arguments.end(), {"--user", "root"});
+    World world({arguments, {}, true, true});
+    world.expect_errors();
+    Arguments others = usual_arguments(world.database.conninfo(world.database_proxy->port()), world.ollama.url());
+    others.insert(others.end(), arguments.begin(), arguments.end());
+    Chatterd second(others);
+    const Endpoint endpoint = second.wait_until_ready();
+    const Gate done;
+    world.ollama.answer_with(echo("first", done));
+    Stream first(endpoint, chat_body("app", "first"));
+    first.events(2);
+    world.database_proxy->outage();
+    done.open();
+    CHECK_FALSE(second.wait_for_log({"event=reply_spooled"}).empty());
+    second.signal(SIGKILL);
+    REQUIRE(second.wait_exit(kPatienceMs).has_value());
+    world.database_proxy->pass();
+    std::unique_ptr<Chatterd> third;
+    if (!by_running_one) {
+      world.stop();
+      third = std::make_unique<Chatterd>(others);
+      third->wait_until_ready();
+    }
+    // Another's files are looked for every 10 s.
+    REQUIRE(eventually([&] { return world.database.conversation("app").size() == 2; }, 25'000));
+    CHECK(joined(world.database.conversation("app")) == "user:first|assistant:re-first");
+    if (third) CHECK(third->stop() == 0);
+  }
+}

@@ -20,7 +20,7 @@ line is "N passed, N failed"; the exit status is 0 only if none failed.
   --jobs N      run N cases at a time (1): most of them wait most of the time
   NAME-PATTERN  Catch2's patterns of names, such as '*kill -9*', or tags: '[short]', '[slow]',
                 '[database]', '[spool]', '[ending]', '[clients]', '[connections]', '[ollama]', '[scarcity]',
-                '[size]', '[mix]', '[checker]'. Several patterns run the cases that match any of them
+                '[size]', '[mix]', '[shared]', '[checker]'. Several patterns run the cases that match any of them
 END
 }
 

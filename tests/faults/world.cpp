@@ -61,12 +61,16 @@ World::~World() {
   }
 }
 
-void World::start() {
-  if (chatterd_) judge_log();
+std::unique_ptr<Chatterd> World::start_another() const {
   std::string conninfo = setup_.cluster != nullptr ? setup_.cluster->conninfo(setup_.database_port) : database_->conninfo(setup_.database_port);
   if (!setup_.conninfo.empty()) conninfo = setup_.conninfo;
+  return std::make_unique<Chatterd>(usual_arguments(setup_, conninfo, ollama.url(), state_folder_.file("state")));
+}
+
+void World::start() {
+  if (chatterd_) judge_log();
   chatterd_.reset();
-  chatterd_ = std::make_unique<Chatterd>(usual_arguments(setup_, conninfo, ollama.url(), state_folder_.file("state")));
+  chatterd_ = start_another();
   port_ = chatterd_->wait_until_ready().port;
 }
 

@@ -61,6 +61,8 @@ class World {
 
   // After the end of the one before, with the same database and state folder.
   void start();
+  // A further one with the same arguments, database and state folder; its log is not judged.
+  [[nodiscard]] std::unique_ptr<Chatterd> start_another() const;
   void kill();  // SIGKILL; returns when it is dead
   // SIGTERM; asserts exit status 0 within the time. Returns how long it took.
   double stop(int patience_ms = kPatienceMs);

@@ -155,7 +155,9 @@ void handle_llmchat(Services& services, const Request& request, Response& respon
   SharedTurn shared_turn(services.database, app_id);
   const auto conversation = shared_turn.begin(services.conversations, exchange, turn_wait,
                                               [&](const Turn& own) { return services.database.append(own, chat.value().messages); });
-  if (!conversation.ok() && exchange.client_left()) return reply_error(response, kClientLeftStatus, "The client left.");
+  if (!conversation.ok() && conversation.error().fault == DbFault::busy && exchange.client_left()) {
+    return reply_error(response, kClientLeftStatus, "The client left.");
+  }
   if (!conversation.ok()) return reply_not_begun(services, response, conversation.error());
 
   auto generation = services.ollama.start("POST", "/chat", build_ollama_body(chat.value(), conversation.value()));

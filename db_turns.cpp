@@ -1,4 +1,5 @@
 // Conversations and whose turn it is in them, among all chatterds on one database.
+#include <new>
 #include <string>
 
 #include "db.hpp"
@@ -108,12 +109,21 @@ void Database::end_turn(const Turn& turn) {
   {
     const std::lock_guard lock(turns_mutex_);
     const auto held = turns_.find(turn.id);
-    if (held == turns_.end()) return;
-    held->second.over = true;
+    // Over already: the database was away just now, and somebody waits for an answer. keep_turns() does it.
+    if (held == turns_.end() || held->second.over) return;
   }
-  if (!run_together({{statement(kEndTurn), {turn.app_id.c_str(), turn.id.c_str()}}}).ok()) return;  // keep_turns() tries again
+  bool ended = false;
+  try {
+    ended = run_together({{statement(kEndTurn), {turn.app_id.c_str(), turn.id.c_str()}}}).ok();
+  } catch (const std::bad_alloc&) {
+    // A destructor calls this. Later, then.
+  }
   const std::lock_guard lock(turns_mutex_);
-  turns_.erase(turn.id);
+  if (ended) {
+    turns_.erase(turn.id);
+  } else {
+    turns_[turn.id].over = true;
+  }
 }
 
 Result<bool, DbFailure> Database::may_begin(const Turn& turn) {

@@ -44,7 +44,7 @@ void tell_of_a_pooler() {
   if (told.exchange(true)) return;
   LogLine(LogLevel::error, "database_pooler")
       .add("reason", "the database's sessions lose what was prepared in them, so a pooler such as PgBouncer in transaction mode must be "
-                     "in between; chatterd needs its pool_mode = session");
+                     "in between; set its pool_mode = session (or, from PgBouncer 1.21 on, max_prepared_statements = 200)");
 }
 
 // The constraint of schema.sql by which a turn that comes too early fails.

@@ -52,6 +52,8 @@ check() {
   run "$@" & # and waited for, since `run ... ||` would make it a condition
   wait $! || failures=$((failures + 1))
 }
+# For tests that take half a minute and more: only when asked for, as by scripts/test.sh --filter 'scaling*'.
+check_asked() { [[ -z $pattern ]] || check "$@"; }
 # For tests that mostly wait: they run side by side until check_all_beside.
 check_beside() {
   wanted "$1" || return 0
@@ -205,7 +207,8 @@ chatts_go_round() {
 
 each_has_help() {
   local name help
-  for name in llmchat llmprep llmprompt getchatts postchatt top make-cert setup-db quickstart test bench check; do
+  for name in llmchat llmprep llmprompt getchatts postchatt top make-cert setup-db quickstart test bench check \
+    scaling/ollamas scaling/nginx scaling/standby scaling/pgbouncer; do
     help=$("$scripts/$name.sh" --help) # check.sh's own comment is its help
     [[ -n $help ]] || { say "$name.sh --help says nothing" && return 1; }
     if "$scripts/$name.sh" --no-such-option </dev/null >/dev/null 2>&1; then say "$name.sh takes any option" && return 1; fi
@@ -392,6 +395,27 @@ bench_refuses() {
   done
 }
 
+# ---- scaling/ ----
+
+scaling_shows() {
+  local folder=$work/scaling-$1 output
+  chmod 711 "$work" # for the users that PostgreSQL and PgBouncer run as
+  mkdir -m 711 "$folder"
+  output=$(TMPDIR=$folder "$scripts/scaling/$1.sh")
+  say "$output"
+  expect 'All of it held.' "$(tail -n 1 <<<"$output")"
+  rmdir "$folder" # it has removed what it made
+  eventually nothing_of "$folder"
+}
+shows_ollamas() { scaling_shows ollamas; }
+shows_nginx() { scaling_shows nginx; }
+shows_standby() { scaling_shows standby; }
+shows_pgbouncer() { scaling_shows pgbouncer; }
+
+scaling_fails() {
+  fails bash -c ". '$scripts/scaling/lib.sh'; work=$work/none; holds 'so it is' true; holds 'the database is clean' false; say 'All of it held.'"
+}
+
 # ---- check.sh ----
 
 check_finds() {
@@ -461,5 +485,10 @@ check_beside 'bench.sh measures every shape without a failure and leaves nothing
 check_beside 'bench.sh compares two builds of chatterd' bench_compares
 check 'bench.sh refuses wrong arguments with status 2 and one line' bench_refuses
 check 'check.sh finds includes that point the wrong way and what shellcheck finds' check_finds
+check 'scaling/: a script ends with status 1 at the first thing that is not as it says' scaling_fails
+check_asked 'scaling/ollamas.sh shows what it says, and leaves nothing' shows_ollamas
+check_asked 'scaling/nginx.sh shows what it says, and leaves nothing' shows_nginx
+check_asked 'scaling/standby.sh shows what it says, and leaves nothing' shows_standby
+check_asked 'scaling/pgbouncer.sh shows what it says, and leaves nothing' shows_pgbouncer
 check_all_beside
 ((failures == 0))

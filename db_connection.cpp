@@ -38,6 +38,13 @@ DbFault fault_of(std::string_view sqlstate) {
   return DbFault::failed;
 }
 
+// Whether an error leaves the connection of no further use: the session is ending, is on a server that
+// can't write, or has lost its prepared statements.
+bool poisons_connection(std::string_view sqlstate) {
+  return sqlstate.empty() || sqlstate.starts_with("08") || sqlstate.starts_with("57P") || sqlstate == "25006" ||
+         sqlstate == "26000" || sqlstate == "0A000" || sqlstate == kTooLate;  // the server's clock may have been set
+}
+
 // A session does not lose what it has prepared. A pooler that gives each transaction any session does.
 void tell_of_a_pooler() {
   static std::atomic<bool> told{false};
@@ -51,13 +58,6 @@ void tell_of_a_pooler() {
 bool is_turn_refused(const PGresult* result) {
   const char* constraint = PQresultErrorField(result, PG_DIAG_CONSTRAINT_NAME);
   return constraint != nullptr && std::string_view(constraint) == "one_turn_at_a_time";
-}
-
-// Whether an error leaves the connection of no further use: the session is ending, is on a server that
-// can't write, or has lost its prepared statements.
-bool poisons_connection(std::string_view sqlstate) {
-  return sqlstate.empty() || sqlstate.starts_with("08") || sqlstate.starts_with("57P") || sqlstate == "25006" ||
-         sqlstate == "26000" || sqlstate == "0A000" || sqlstate == kTooLate;  // the server's clock may have been set
 }
 
 }  // namespace
@@ -211,8 +211,8 @@ DbFailure Connection::lost(bool outcome_unknown) {
 DbFailure Connection::failure_of(const PGresult* result) {
   const char* code = PQresultErrorField(result, PG_DIAG_SQLSTATE);
   const std::string sqlstate = code == nullptr ? "" : code;
-  if (poisons_connection(sqlstate)) usable_ = false;
   if (sqlstate == "26000") tell_of_a_pooler();
+  if (poisons_connection(sqlstate)) usable_ = false;
   if (is_turn_refused(result)) return {DbFault::busy, false, "another turn is under way"};
   return {fault_of(sqlstate), sqlstate.empty(), sqlstate.empty() ? "the connection broke" : "SQLSTATE " + sqlstate};
 }

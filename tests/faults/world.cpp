@@ -15,7 +15,8 @@ constexpr int kCleanMs = 15000;  // for replies that wait on disk to be stored
 const char* const kUsualEvents[] = {"request", "stopping", "stopped", "table_create", "database_back", "ollama_back"};
 
 Arguments usual_arguments(const Setup& setup, const std::string& conninfo, const std::string& ollama_url, const std::string& state) {
-  Arguments arguments{"--host", "127.0.0.1", "--port", "0", "--db", conninfo, "--ollama", ollama_url, "--state-dir", state};
+  const std::string& database = setup.conninfo.empty() ? conninfo : setup.conninfo;
+  Arguments arguments{"--host", "127.0.0.1", "--port", "0", "--db", database, "--ollama", ollama_url, "--state-dir", state};
   if (setup.tls) {
     const Certificate& certificate = test_certificate();
     arguments.insert(arguments.end(), {"--cert", certificate.cert_path, "--key", certificate.key_path});
@@ -62,8 +63,7 @@ World::~World() {
 }
 
 std::unique_ptr<Chatterd> World::start_another() const {
-  std::string conninfo = setup_.cluster != nullptr ? setup_.cluster->conninfo(setup_.database_port) : database_->conninfo(setup_.database_port);
-  if (!setup_.conninfo.empty()) conninfo = setup_.conninfo;
+  const std::string conninfo = setup_.cluster != nullptr ? setup_.cluster->conninfo(setup_.database_port) : database_->conninfo(setup_.database_port);
   return std::make_unique<Chatterd>(usual_arguments(setup_, conninfo, ollama.url(), state_folder_.file("state")));
 }
 

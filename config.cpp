@@ -46,6 +46,10 @@ const Option kOptions[] = {
     {"turn-wait", "SECONDS", Option::Time{&Config::turn_wait}, "how long a request waits for an earlier one with its appID"},
     {"ping-interval", "SECONDS", Option::Time{&Config::ping_interval}, "silence after which a stream gets a comment"},
     {"drain", "SECONDS", Option::Time{&Config::drain}, "how long streams may go on after SIGTERM"},
+    {"admin", "HOST:PORT", &Config::admin,
+     "address for GET /healthz, /readyz and /metrics, plain HTTP for whoever reaches it, such as 127.0.0.1:9091; without it they are not served"},
+    {"log-level", "LEVEL", Option::Choice{&Config::log_level, "debug, info, warning, error"}, "what is logged at least: debug, info, warning or error"},
+    {"log-format", "FORMAT", Option::Choice{&Config::log_format, "text, json"}, "a line of the log is text (key=value) or json (an object)"},
     {"check", "", &Config::check, "say of configuration, certificate, database, table and Ollama whether each is usable, then exit"},
     {"print-schema", "", &Config::print_schema, "print the SQL that makes or upgrades the table, then exit"},
     {"version", "", &Config::version, "print the version, then exit"},
@@ -78,6 +82,15 @@ bool parse_switch(const std::string& text, bool& out) {
   return out || std::find(std::begin(kOff), std::end(kOff), text) != std::end(kOff);
 }
 
+bool is_one_of(std::string_view value, std::string_view values) {
+  while (!values.empty()) {
+    const size_t end = std::min(values.find(", "), values.size());
+    if (values.substr(0, end) == value) return true;
+    values.remove_prefix(std::min(end + 2, values.size()));
+  }
+  return false;
+}
+
 // Sets one field. Returns what the value should have been when it is wrong, else "".
 std::string set_field(Config& config, const Option& option, const std::string& value) {
   return std::visit(
@@ -105,6 +118,11 @@ std::string set_field(Config& config, const Option& option, const std::string& v
               return "";
             }
             return "a number of seconds from 0 to " + seconds_text(kSecondsMax);
+          },
+          [&](const Option::Choice& choice) -> std::string {
+            if (!is_one_of(value, choice.values)) return "one of " + std::string(choice.values);
+            config.*(choice.field) = value;
+            return "";
           },
       },
       option.field);
@@ -164,6 +182,7 @@ std::string Option::default_text() const {
                         [&](bool Config::*) { return std::string(); },
                         [&](const Number& number) { return std::to_string(defaults.*(number.field)); },
                         [&](const Time& time) { return seconds_text(defaults.*(time.field)); },
+                        [&](const Choice& choice) { return defaults.*(choice.field); },
                     },
                     field);
 }

@@ -54,6 +54,10 @@ struct Config {
   Seconds ping_interval{15'000};
   Seconds drain{10'000};
 
+  std::string admin;
+  std::string log_level = "info";
+  std::string log_format = "text";
+
   bool check = false;
   bool print_schema = false;
   bool version = false;
@@ -72,7 +76,11 @@ struct Option {
   struct Time {
     Config::Seconds Config::*field;
   };
-  using Field = std::variant<std::string Config::*, bool Config::*, Number, Time>;
+  struct Choice {
+    std::string Config::*field;
+    std::string_view values;  // with ", " between
+  };
+  using Field = std::variant<std::string Config::*, bool Config::*, Number, Time, Choice>;
 
   std::string_view name;        ///< without the dashes
   std::string_view value_name;  ///< what --help shows for the value; "" for a switch

@@ -64,6 +64,8 @@ TEST_CASE("a wrong option is named in one line (6)", "[config]") {
   CHECK(error_of({"--port"}) == "--port needs a value: --port PORT");
   CHECK(error_of({"--port", "65536"}) == "--port: '65536' is not a whole number from 0 to 65535");
   CHECK(error_of({"--max-streams", "0"}) == "--max-streams: '0' is not a whole number from 1 to 100000");
+  CHECK(error_of({"--log-level", "loud"}) == "--log-level: 'loud' is not one of debug, info, warning, error");
+  CHECK(error_of({"--log-format", "text, json"}) == "--log-format: 'text, json' is not one of text, json");
   CHECK(error_of({}, {{"CHATTERD_HTTP", "maybe"}}) == "CHATTERD_HTTP: 'maybe' is not 1 or 0");
 }
 

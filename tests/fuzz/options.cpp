@@ -95,6 +95,11 @@ struct FieldCheck {
     const double wanted_ms = text != nullptr ? std::strtod(text->c_str(), nullptr) * 1000 : static_cast<double>((Config().*(time.field)).count());
     expect(std::abs(value_ms - wanted_ms) < 1, "a time is what its text says, to the millisecond");
   }
+  void operator()(const Option::Choice& choice) const {
+    const std::string& value = config.*(choice.field);
+    expect(value == (text != nullptr ? *text : Config().*(choice.field)), "a choice is taken as it is");
+    expect((", " + std::string(choice.values) + ", ").find(", " + value + ", ") != std::string::npos, "a choice is one of its values");
+  }
 };
 
 void check_config(const Config& config, const Texts& texts) {

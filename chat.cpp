@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "log.hpp"
+#include "metrics.hpp"
 #include "relay.hpp"
 #include "reply.hpp"
 #include "request.hpp"
@@ -11,6 +12,7 @@
 
 using httplib::Request;
 using httplib::Response;
+using metrics::OllamaError;
 
 namespace {
 
@@ -43,18 +45,66 @@ int status_for(int ollama_status) {
   return ollama_status == 400 || ollama_status == 404 || ollama_status == 503 ? ollama_status : 502;
 }
 
+void reply_client_left(Response& response) {
+  Exchange::current().note_client_left();
+  reply_error(response, kClientLeftStatus, "The client left.");
+}
+
+void count_failure(OllamaError how) { metrics::ollama_errors[how].add(); }
+
 // Why there is no answer of Ollama's at all.
 void reply_no_answer(Response& response, Generation::Event event, const Generation& generation) {
-  if (event == Generation::Event::client_left) return reply_error(response, kClientLeftStatus, "The client left.");
+  if (event == Generation::Event::client_left) return reply_client_left(response);
   if (event == Generation::Event::stopping) return reply_error(response, 503, describe(Ending::stopping));
-  if (event == Generation::Event::timed_out) return reply_error(response, 502, describe(Ending::silent));
+  if (event == Generation::Event::timed_out) {
+    count_failure(OllamaError::silent);
+    return reply_error(response, 502, describe(Ending::silent));
+  }
+  count_failure(event == Generation::Event::unreachable ? OllamaError::unreachable : OllamaError::broken);
   reply_error(response, 502, "Ollama can't be reached: it is not running, or not where this server looks for it.", "ollama: " + generation.detail());
 }
 
-// Notes in the log line when the first bytes of the answer go out, and how many lines it had.
+// Notes for log and metrics when the first bytes of the answer go out, and how many lines it had.
 void keep_count(Relay& relay, Exchange& exchange) {
   exchange.lines = 0;
-  relay.on_first_bytes([&exchange] { exchange.first_token_ms = exchange.elapsed_ms(); });
+  relay.on_first_bytes([&exchange] { exchange.note_first_bytes(); });
+}
+
+// The same of an answer's closing words, which don't go through the relay. `lines_before` them.
+void count_last_words(Exchange& exchange, const Framing& framing, long lines_before, const std::string& last_words) {
+  exchange.lines = framing.lines();
+  if (exchange.lines > 0 && !exchange.has_first_bytes()) exchange.note_first_bytes();  // of stream:false
+  metrics::relayed_lines.add(static_cast<std::uint64_t>(exchange.lines - lines_before));
+  metrics::relayed_bytes.add(last_words.size());
+}
+
+std::optional<OllamaError> error_of(Ending ending, const Generation& generation, const Framing& framing) {
+  switch (ending) {
+    case Ending::complete: return framing.has_errors() ? std::optional(OllamaError::error_line) : std::nullopt;
+    case Ending::broken: return generation.has_head() ? OllamaError::broken : OllamaError::unreachable;
+    case Ending::silent: return OllamaError::silent;
+    case Ending::too_long: return OllamaError::too_long;
+    case Ending::too_large: return OllamaError::too_large;
+    case Ending::stopping:
+    case Ending::client_left: break;
+  }
+  return std::nullopt;
+}
+
+// Notes for log and metrics how an answer of Ollama's has ended, when not as it should.
+void note_ending(Exchange& exchange, Ending ending, const Generation& generation, const Framing& framing) {
+  if (ending == Ending::client_left) return exchange.note_client_left();
+  const bool refused = generation.status() >= 400;
+  const auto error = refused ? OllamaError::status : error_of(ending, generation, framing);
+  if (error) count_failure(*error);
+  if (refused) {
+    exchange.reason = "ollama: status " + std::to_string(generation.status());
+  } else if (ending != Ending::complete) {
+    exchange.reason = describe(ending);
+    if (!generation.detail().empty()) exchange.reason += " ollama: " + generation.detail();
+  } else if (error) {
+    exchange.reason = "ollama: an error in mid-answer";
+  }
 }
 
 // One turn of a conversation, from the commit of its status to the stored reply. It holds the stream's
@@ -74,14 +124,13 @@ class ChatTurn {
 
     std::string problem;
     const Ending ending = relay.run(*generation_, framing, problem);
-    if (ending != Ending::complete) {
-      if (problem.empty()) problem = describe(ending);
-      exchange.reason = ending == Ending::client_left ? "the client left" : "ollama: " + generation_->detail() + " (" + describe(ending) + ")";
-    }
+    if (problem.empty()) problem = describe(ending);
     generation_->abandon();  // at once, so that Ollama stops: the reply is stored after
+    const long lines_before = framing.lines();
     std::string last_words;
     framing.close(problem, last_words);
-    exchange.lines = framing.lines();
+    count_last_words(exchange, framing, lines_before, last_words);
+    note_ending(exchange, ending, *generation_, framing);
     bool listening = ending != Ending::client_left && (last_words.empty() || send(last_words));
     listening = store(relay, framing, listening, send) && listening;
     return listening;
@@ -93,7 +142,11 @@ class ChatTurn {
     reply_.text = framing.reply();
     if (reply_.text.empty()) return true;
     auto failure = services_.database.store_reply(reply_);
-    if (!failure) return true;
+    if (!failure) {
+      metrics::replies_stored.add();
+      return true;
+    }
+    metrics::replies_retried.add();
     bool kept = false;
     if (failure->fault == DbFault::unavailable) {
       // First of all it must outlive this process.
@@ -101,10 +154,12 @@ class ChatTurn {
       failure = store_again(relay, framing, listening, *failure);
       if (!failure) {
         services_.spool.remove(reply_.turn.id);
+        metrics::replies_stored.add();
         return true;
       }
       services_.spool.let_go(reply_.turn.id);
     }
+    (kept ? metrics::replies_spooled : metrics::replies_lost).add();
     LogLine(kept ? LogLevel::warning : LogLevel::error, kept ? "reply_spooled" : "reply_not_stored")
         .add("id", Exchange::current().id())
         .add("reason", failure->detail);
@@ -151,19 +206,21 @@ void handle_llmchat(Services& services, const Request& request, Response& respon
   Exchange& exchange = Exchange::current();
   exchange.begin_stream();
   // A client that left while it waited for its turn gets nothing stored in its name.
-  if (exchange.client_left()) return reply_error(response, kClientLeftStatus, "The client left.");
+  if (exchange.client_left()) return reply_client_left(response);
   SharedTurn shared_turn(services.database, app_id);
   const auto conversation = shared_turn.begin(services.conversations, exchange, turn_wait,
                                               [&](const Turn& own) { return services.database.append(own, chat.value().messages); });
   if (!conversation.ok() && conversation.error().fault == DbFault::busy && exchange.client_left()) {
-    return reply_error(response, kClientLeftStatus, "The client left.");
+    return reply_client_left(response);
   }
   if (!conversation.ok()) return reply_not_begun(services, response, conversation.error());
 
+  exchange.note_asked();
   auto generation = services.ollama.start("POST", "/chat", build_ollama_body(chat.value(), conversation.value()));
   const auto event = generation->read_head(exchange, Deadline::after(services.config.ollama_grace));
   if (event == Generation::Event::head && generation->status() >= 400) {
     const int status = generation->status();
+    count_failure(OllamaError::status);
     return reply_error(response, status_for(status), error_text(status, read_error(*generation, exchange)), "ollama: status " + std::to_string(status));
   }
   // After the grace the stream begins all the same: a model may be loading (contract 3.5).
@@ -181,6 +238,7 @@ void handle_llmprompt(Services& services, const Request& request, Response& resp
   if (!slot) return;
   Exchange& exchange = Exchange::current();
   exchange.begin_stream();
+  exchange.note_asked();
   auto generation = services.ollama.start("POST", "/generate", request.body);
   const auto event = generation->read_head(exchange, Deadline::after(services.config.ollama_timeout));
   if (event != Generation::Event::head) return reply_no_answer(response, event, *generation);
@@ -201,10 +259,12 @@ void handle_llmprompt(Services& services, const Request& request, Response& resp
     std::string problem;
     const Ending ending = relay.run(*answer->generation, framing, problem);
     answer->generation->abandon();
-    current.lines = framing.lines();
-    if (ending == Ending::client_left) return false;
+    note_ending(current, ending, *answer->generation, framing);
+    const long lines_before = framing.lines();
     std::string last_words;
     const bool ended_well = framing.close(describe(ending), last_words);
+    count_last_words(current, framing, lines_before, last_words);
+    if (ending == Ending::client_left) return false;
     return (last_words.empty() || send(last_words)) && ended_well;
   });
   response.status = status;

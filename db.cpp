@@ -11,6 +11,7 @@
 #include "db_servers.hpp"
 #include "db_statements.hpp"
 #include "log.hpp"
+#include "metrics.hpp"
 #include "text.hpp"
 
 using namespace db_internal;
@@ -26,6 +27,16 @@ constexpr size_t kBatchesMax = 2;
 constexpr size_t kBatchChangesMax = 64;
 // Serialization failures and lost prepared statements: the same again usually succeeds at once.
 constexpr int kTriesMax = 3;
+
+metrics::DatabaseError error_of(DbFault fault) {
+  if (fault == DbFault::refused) return metrics::DatabaseError::refused;
+  return fault == DbFault::unavailable ? metrics::DatabaseError::unavailable : metrics::DatabaseError::failed;
+}
+
+DbFailure pool_was_full() {
+  metrics::refused[metrics::Limit::db_pool].add();
+  return {DbFault::unavailable, false, "no connection was free in time"};
+}
 
 }  // namespace
 
@@ -103,6 +114,14 @@ Result<Rows, DbFailure> Database::public_large(std::int64_t seq) {
 }
 
 Database::Results Database::run(const std::vector<Execution>& executions, Deadline deadline) {
+  const auto began = Clock::now();
+  auto results = try_run(executions, deadline);
+  metrics::database_call.observe(Clock::now() - began);
+  if (!results.ok() && results.error().fault != DbFault::busy) metrics::database_errors[error_of(results.error().fault)].add();
+  return results;
+}
+
+Database::Results Database::try_run(const std::vector<Execution>& executions, Deadline deadline) {
   for (int tries = 1;; ++tries) {
     auto borrowed = borrow(deadline);
     if (!borrowed.ok()) return borrowed.error();
@@ -175,7 +194,7 @@ Database::Results Database::run_together(const std::vector<Execution>& execution
   if (!self.wait(self.deadline)) {
     {
       const std::lock_guard lock(changes_mutex_);
-      if (std::erase(changes_, &self) == 1) return DbFailure{DbFault::unavailable, false, "no connection was free in time"};
+      if (std::erase(changes_, &self) == 1) return pool_was_full();
     }
     self.wait(Deadline::never());  // it is under way, and ends by a deadline that is not later
   }
@@ -249,9 +268,10 @@ Database::Opened Database::borrow(Deadline deadline) {
       --open_;
     }
     if (open_ < settings_.connections_max) break;
-    if (returned_.wait_until(lock, deadline.at()) == std::cv_status::timeout && idle_.empty() && open_ >= settings_.connections_max) {
-      return DbFailure{DbFault::unavailable, false, "no connection was free in time"};
-    }
+    ++borrowers_;
+    const bool in_time = returned_.wait_until(lock, deadline.at()) == std::cv_status::no_timeout;
+    --borrowers_;
+    if (!in_time && idle_.empty() && open_ >= settings_.connections_max) return pool_was_full();
   }
   ++open_;
   lock.unlock();
@@ -292,19 +312,5 @@ void Database::close_idle() {
     closing.push_back(std::move(idle_.front()));
     idle_.erase(idle_.begin());
     --open_;
-  }
-}
-
-// Says in the log, once each, that the database went and that it came back.
-void Database::note_availability(const DbFailure* failure) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (away_ == (failure != nullptr)) return;
-    away_ = failure != nullptr;
-  }
-  if (failure != nullptr) {
-    LogLine(LogLevel::warning, "database_away").add("reason", failure->detail);
-  } else {
-    LogLine(LogLevel::info, "database_back");
   }
 }

@@ -164,6 +164,17 @@ class Database {
   std::optional<SchemaProblem> prepare_schema();
   /// For --check.
   TableState look();
+  /// What is in use now.
+  struct PoolUse {
+    size_t in_use, idle, most;
+    size_t waiting;  ///< callers that wait for a connection
+  };
+  PoolUse pool_use();
+  /// Whether the database answers: over a connection that is idle or else a new one, so that it does not
+  /// wait while the pool is in use. Nothing: it does; else why not. Also notes that, for the log.
+  std::optional<std::string> probe(Deadline deadline);
+  /// Whether it could not be used when it was last asked.
+  bool away();
   /// Closes connections that nobody has needed for a while; call it about once a second.
   void close_idle();
 
@@ -195,6 +206,7 @@ class Database {
   std::vector<DueTurn> due_turns(Clock::time_point now);
   std::optional<DbFailure> insert_reply(const Reply& reply);
   Results run(const std::vector<db_internal::Execution>& executions, Deadline deadline);
+  Results try_run(const std::vector<db_internal::Execution>& executions, Deadline deadline);
   Results run_together(const std::vector<db_internal::Execution>& executions);
   Results run_batch(const std::vector<Change*>& batch);
   std::vector<Change*> next_batch(Change* leader);
@@ -208,7 +220,9 @@ class Database {
   std::vector<Idle> idle_;   // the last one used is at the back, and is used next
   size_t open_ = 0;          // idle and borrowed together
   bool schema_ready_ = false;
+  size_t borrowers_ = 0;     // that wait for a connection
   bool away_ = false;        // what the log said last
+  Clock::time_point away_since_;
 
   std::mutex turns_mutex_;
   std::unordered_map<std::string, Held> turns_;  // guarded by turns_mutex_: under way, by id

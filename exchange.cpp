@@ -19,6 +19,8 @@ constexpr int kOwnWaits = 8;
 // A path in the log; longer ones are somebody's experiments.
 constexpr size_t kLoggedPathBytesMax = 200;
 
+double ms_of(Clock::duration time) { return std::chrono::duration<double, std::milli>(time).count(); }
+
 // Gives back the memory of the stack below the caller's frame that earlier, deeper calls have touched: the
 // thread is going to sleep for as long as the stream lasts, and a thousand may do so at once.
 void release_unused_stack() {
@@ -147,15 +149,37 @@ bool Exchange::flush() {
   return !gone_;
 }
 
-double Exchange::elapsed_ms() const { return std::chrono::duration<double, std::milli>(Clock::now() - began_).count(); }
+void Exchange::refused_by(metrics::Limit limit) {
+  limit_ = metrics::name_of(limit);
+  metrics::refused[limit].add();
+}
 
-void Exchange::log() const {
-  LogLine line(status >= 500 ? LogLevel::warning : LogLevel::info, "request");
+void Exchange::note_client_left() {
+  left_ = true;
+  reason = "the client left";
+}
+
+void Exchange::note_first_bytes() {
+  const auto now = Clock::now();
+  first_token_ms_ = ms_of(now - began_);
+  ollama_ms_ = ms_of(now - asked_);
+  metrics::count_first_token(route, now - began_, now - asked_);
+}
+
+// Whether somebody has to look at it: an error of ours, also one in a stream whose status was sent before.
+bool Exchange::failed() const { return status >= 500 || (status < 400 && !reason.empty() && !left_); }
+
+// The request is over: its line in the log, and its place in the metrics.
+void Exchange::finish() const {
+  const auto took = Clock::now() - began_;
+  metrics::count_request(route, status, took);
+  LogLine line(failed() ? LogLevel::warning : LogLevel::info, "request");
   const auto& reader = connection_.reader;
   line.add("id", id_).add("status", status).add("client", client()).add("method", reader.method());
-  line.add("path", std::string_view(reader.path()).substr(0, kLoggedPathBytesMax)).add("ms", elapsed_ms());
+  line.add("path", std::string_view(reader.path()).substr(0, kLoggedPathBytesMax)).add("ms", ms_of(took));
   if (lines >= 0) line.add("lines", lines);
-  if (first_token_ms >= 0) line.add("first_token_ms", first_token_ms);
+  if (has_first_bytes()) line.add("first_token_ms", first_token_ms_).add("ollama_ms", ollama_ms_);
+  if (!limit_.empty()) line.add("limit", limit_);
   if (!reason.empty()) line.add("reason", reason);
 }
 
@@ -172,8 +196,8 @@ bool Server::answer(Connection& connection) {
     exchange.reason = "internal error";
   }
   const bool sent = exchange.flush();
-  if (!sent && exchange.reason.empty()) exchange.reason = "the client left";
-  exchange.log();
+  if (!sent && exchange.reason.empty()) exchange.note_client_left();
+  exchange.finish();
   if (answered && sent && !connection_closed && !draining_) return true;
   if (sent) connection.finish_writing();
   return false;

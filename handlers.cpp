@@ -20,18 +20,21 @@ constexpr size_t kPageRows = 1000;
 constexpr size_t kPieceBytes = 256 * 1024;
 
 struct Route {
-  std::string_view path;  // with one trailing slash; it matches without it too
+  metrics::Route name;  // its path has one trailing slash; it matches without it too
   std::string_view allow;
+
+  std::string_view path() const { return metrics::kRoutes[static_cast<size_t>(name)]; }
 };
 
 constexpr Route kRoutes[] = {
-    {"/", "GET, HEAD, OPTIONS"},           {"/llmprompt/", "POST, OPTIONS"}, {"/getchatts/", "GET, HEAD, OPTIONS"},
-    {"/postchatt/", "POST, OPTIONS"},      {"/llmchat/", "POST, OPTIONS"},   {"/llmprep/", "POST, OPTIONS"},
+    {metrics::Route::top, "GET, HEAD, OPTIONS"},       {metrics::Route::llmprompt, "POST, OPTIONS"},
+    {metrics::Route::getchatts, "GET, HEAD, OPTIONS"}, {metrics::Route::postchatt, "POST, OPTIONS"},
+    {metrics::Route::llmchat, "POST, OPTIONS"},        {metrics::Route::llmprep, "POST, OPTIONS"},
 };
 
 const Route* find_route(std::string_view path) {
   for (const Route& route : kRoutes) {
-    if (path == route.path || path == route.path.substr(0, route.path.size() - 1)) return &route;
+    if (path == route.path() || path == route.path().substr(0, route.path().size() - 1)) return &route;
   }
   return nullptr;
 }
@@ -50,9 +53,11 @@ bool allows(const Route& route, std::string_view method) {
 httplib::Server::HandlerResponse pre_route(Services& services, const Request& request, Response& response) {
   using Outcome = httplib::Server::HandlerResponse;
   const Route* route = find_route(request.path);
-  const Exchange& exchange = Exchange::current();
+  Exchange& exchange = Exchange::current();
+  if (route != nullptr) exchange.route = route->name;
   const bool open_to_all = route == &kRoutes[0] && (request.method == "GET" || request.method == "HEAD");
   if (const auto seconds = services.rate.refuse(client_of(exchange.client()))) {
+    exchange.refused_by(metrics::Limit::rate);
     reply_error(response, 429, "Too many requests from this address: slow down.");
     response.set_header("Retry-After", std::to_string(*seconds));
   } else if (!open_to_all && !services.api_keys.allow(exchange.authorization())) {
@@ -187,6 +192,7 @@ void handle_getchatts(Services& services, const Request&, Response& response) {
 
 void reply_no_turn(Services& services, Response& response) {
   if (services.conversations.closed()) return reply_error(response, 503, "The server is being stopped.");
+  Exchange::current().refused_by(metrics::Limit::turn_wait);
   reply_error(response, 409, "Another request for this appID is still at work.");
 }
 
@@ -199,9 +205,11 @@ std::optional<StreamSlots::Slot> take_slot(Services& services, Response& respons
   auto slot = services.slots.take(client_of(Exchange::current().client()));
   if (slot.ok()) return std::move(slot.value());
   if (slot.error() == StreamSlots::Full::client) {
+    Exchange::current().refused_by(metrics::Limit::streams_per_client);
     reply_error(response, 429, "Too many answers are being streamed to this address: wait for one to end.");
     response.set_header("Retry-After", kRetryAfterSeconds);
   } else {
+    Exchange::current().refused_by(metrics::Limit::max_streams);
     reply_error(response, 503, "Too many answers are being streamed now: try again later.");
   }
   return std::nullopt;

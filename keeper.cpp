@@ -3,6 +3,7 @@
 #include <iostream>
 
 #include "log.hpp"
+#include "metrics.hpp"
 
 namespace {
 
@@ -53,11 +54,12 @@ bool Keeper::prepare_table() {
   const auto problem = database_.prepare_schema();
   if (!problem) {
     table_ready_ = true;
+    metrics::database_up.set(1);
     if (away_told_) LogLine(LogLevel::info, "database_back");
     return true;
   }
   if (!problem->can_retry) {
-    std::cerr << "chatterd: " + problem->sentence + "\n" << std::flush;
+    std::cerr << std::string(journal_prefix(LogLevel::error)) + "chatterd: " + problem->sentence + "\n" << std::flush;
     return false;
   }
   if (!std::exchange(away_told_, true)) LogLine(LogLevel::warning, "database_away").add("reason", problem->sentence);
@@ -70,7 +72,9 @@ void Keeper::store_orphans() {
     if (failure && failure->fault == DbFault::unavailable) return;  // all would fail: later
     if (failure) {
       LogLine(LogLevel::error, "reply_not_stored").add("reason", failure->detail);
+      metrics::replies_lost.add();
     } else {
+      metrics::replies_stored.add();
       LogLine(LogLevel::info, "spooled_reply_stored");
     }
     spool_.remove(reply.turn.id);

@@ -4,6 +4,7 @@
 #include <array>
 #include <utility>
 
+#include "metrics.hpp"
 #include "sse.hpp"
 
 namespace {
@@ -53,6 +54,7 @@ void SseFraming::frame(std::string_view line, std::string& out) {
   ++line_count_;
   const OllamaLine parsed = parse_ollama_line(line);
   error_last_ = parsed.error.has_value();
+  has_errors_ = has_errors_ || error_last_ || !parsed.is_object;
   if (!parsed.is_object) {
     append_sse_error(out, "Ollama sent a line that is not a JSON object.");
   } else if (parsed.error) {
@@ -136,12 +138,17 @@ std::optional<Ending> Relay::pass_on(Generation& generation, Framing& framing, D
   bool fits = true;
   std::string_view bytes;
   const size_t received_before = received_bytes_;
+  const long lines_before = framing.lines();
   while (fits && generation.read_at_hand(bytes)) {
     received_bytes_ += bytes.size();
     fits = framing.take(bytes, out_) && received_bytes_ <= config_.max_reply;
   }
   if (received_bytes_ != received_before) heard_at_ = Clock::now();
-  if (!out_.empty() && !send(out_)) return Ending::client_left;
+  if (!out_.empty()) {
+    if (!send(out_)) return Ending::client_left;
+    metrics::relayed_lines.add(static_cast<std::uint64_t>(framing.lines() - lines_before));
+    metrics::relayed_bytes.add(out_.size());
+  }
   if (!fits) return Ending::too_large;
   if (const auto end = generation.ended()) return ending_of(*end);
   // A stream that never pauses must not outlive its limit either.

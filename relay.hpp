@@ -41,6 +41,8 @@ class Framing {
   virtual long lines() const = 0;
   /// The answer says itself that it is complete; only its connection has yet to end.
   virtual bool done() const { return false; }
+  /// Among its lines was an error.
+  virtual bool has_errors() const { return false; }
 };
 
 /// /llmchat/: each line an SSE event (contract 3.7 to 3.9), and the reply's text for the database.
@@ -52,6 +54,7 @@ class SseFraming : public Framing {
   std::string_view ping() const override;
   long lines() const override { return line_count_; }
   bool done() const override { return done_; }
+  bool has_errors() const override { return has_errors_; }
   const std::string& reply() const { return reply_.text(); }
 
  private:
@@ -62,6 +65,7 @@ class SseFraming : public Framing {
   long line_count_ = 0;
   bool done_ = false;        // the line with done:true has come
   bool error_last_ = false;  // Ollama's own error was its last line
+  bool has_errors_ = false;
 };
 
 /// /llmprompt/: Ollama's bytes as they are.

@@ -19,7 +19,7 @@ namespace {
 constexpr int kBacklog = 4096;
 // How long the door waits before it tries accept() again after it failed for lack of descriptors.
 constexpr auto kAcceptPause = milliseconds(100);
-// How often the log says so.
+// How often the log says so, and that there are too many connections.
 constexpr auto kAcceptTold = std::chrono::seconds(10);
 // Beyond --drain: for streams to say that they end, and for their replies to be stored.
 constexpr auto kStopMax = std::chrono::seconds(10);
@@ -132,6 +132,10 @@ void Server::start() {
   door_ = std::thread([this] { keep_door(); });
 }
 
+Server::Use Server::use() {
+  return {connections_, settings_.connections_max, workers_->threads(), settings_.threads_max, workers_->waiting()};
+}
+
 bool Server::stop(milliseconds drain) {
   draining_ = true;
   signal(door_event_);
@@ -192,7 +196,10 @@ void Server::accept_clients() {
       }
       return pause_accepting(errno);
     }
-    if (connections_ >= settings_.connections_max && !evict_idle()) continue;  // closes it
+    if (connections_ >= settings_.connections_max && !evict_idle()) {
+      say_full();
+      continue;  // closes it
+    }
     admit(std::move(socket), text_of(address));
   }
 }
@@ -206,6 +213,14 @@ void Server::admit(UniqueFd socket, std::string address) {
   connection->deadline = Deadline::after(settings_.header_timeout);
   ++connections_;
   park(std::move(connection), EPOLLIN);
+}
+
+// A client was turned away without a word: there is no thread that could say one.
+void Server::say_full() {
+  metrics::refused[metrics::Limit::max_connections].add();
+  if (Clock::now() < full_told_at_ + kAcceptTold) return;
+  full_told_at_ = Clock::now();
+  LogLine(LogLevel::warning, "connections_full").add("limit", metrics::name_of(metrics::Limit::max_connections)).add("connections", connections_.load());
 }
 
 // Descriptors or memory have run out. The listener stays readable: without a pause this would spin.
@@ -271,6 +286,7 @@ int Server::handle_deadlines() {
       connection->timed_out = true;
       hand_to(*workers_, std::move(connection));
     } else {
+      if (connection->phase == Connection::Phase::opening) metrics::refused[metrics::Limit::header_timeout].add();
       --connections_;
     }
   }

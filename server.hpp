@@ -22,6 +22,7 @@
 #include <httplib.h>
 
 #include "connection.hpp"
+#include "metrics.hpp"
 #include "net.hpp"
 #include "pump.hpp"
 #include "result.hpp"
@@ -61,13 +62,19 @@ class Exchange : public Waiter {
   /// HTTP/1.0 knows no chunks: a stream to it ends with the connection.
   bool version_1_0() const { return connection_.reader.version_1_0(); }
 
-  // For the log line, set as they become known:
+  // For the log line and the metrics, set as they become known:
+  metrics::Route route = metrics::Route::other;
   int status = 0;
-  std::string reason;            ///< why the request failed; no text of a message
-  long lines = -1;               ///< of a stream; -1: not one
-  double first_token_ms = -1;    ///< from the request's arrival
-  /// Milliseconds since the request had arrived.
-  double elapsed_ms() const;
+  std::string reason;  ///< why the request failed; no text of a message
+  long lines = -1;     ///< of a stream; -1: not one
+  /// A limit refuses the request.
+  void refused_by(metrics::Limit limit);
+  /// The client did not wait for its answer, for which nobody here is to blame.
+  void note_client_left();
+  /// Ollama is asked now; and the first bytes of its answer go to the client now.
+  void note_asked() { asked_ = Clock::now(); }
+  void note_first_bytes();
+  bool has_first_bytes() const { return first_token_ms_ >= 0; }
 
  private:
   friend class Server;
@@ -75,12 +82,18 @@ class Exchange : public Waiter {
   Exchange(Server& server, Connection& connection);
   ~Exchange() override;
   bool hold(std::string_view data);
-  void log() const;
+  void finish() const;
+  bool failed() const;
 
   Server& server_;
   Connection& connection_;
   const std::string id_;
   const Clock::time_point began_ = Clock::now();
+  Clock::time_point asked_ = began_;
+  double first_token_ms_ = -1;  // since the request had come
+  double ollama_ms_ = -1;       // since Ollama was asked
+  std::string_view limit_;      // the option that refused it
+  bool left_ = false;
   std::string held_;
   bool streaming_ = false;
   bool gone_ = false;
@@ -111,6 +124,13 @@ class Server : public httplib::Server {
   void start();
   /// Whether nothing has been served for a while, so that no thread is left of the pool. After start().
   bool at_rest() { return workers_->threads() == 0; }
+  /// What is open and at work now, for the metrics. Any thread, after start().
+  struct Use {
+    size_t connections, connections_max;
+    size_t threads, threads_max;  ///< that serve requests
+    size_t waiting;               ///< requests for a thread
+  };
+  Use use();
   /// Accepts no more, lets requests go on for `drain`, then orders streams to end, and returns when all
   /// have, or false after some more seconds. Any thread, once.
   bool stop(milliseconds drain);
@@ -127,6 +147,7 @@ class Server : public httplib::Server {
   int handle_deadlines();
   void hang_up(Connection::Waiting::iterator place);
   bool evict_idle();
+  void say_full();
   void pause_accepting(int error);
 
   // Serving, on a worker or greeter:
@@ -155,6 +176,7 @@ class Server : public httplib::Server {
   UniqueFd stop_event_;  // eventfd: readable once streams have to end
   Clock::time_point accept_again_at_{};  // used by the door only
   Clock::time_point accept_told_at_{};   // likewise
+  Clock::time_point full_told_at_{};     // likewise
   std::atomic<bool> draining_{false};
   std::atomic<size_t> connections_{0};
 

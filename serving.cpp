@@ -80,6 +80,7 @@ bool Server::advance(Held& connection) {
   // A client that sends a byte now and then is with a worker when the door looks for late ones.
   if (connection->deadline.passed()) {
     connection->timed_out = connection->phase == Connection::Phase::body;
+    if (!connection->timed_out) metrics::refused[metrics::Limit::header_timeout].add();
     return connection->timed_out;
   }
   Io outcome = connection->handshake();
@@ -128,13 +129,15 @@ void Server::refuse(Held connection) {
   const http1::Refusal& refusal = connection->timed_out ? kTooSlow : connection->reader.refusal();
   Exchange exchange(*this, *connection);
   exchange.status = refusal.status;
+  if (connection->timed_out) exchange.refused_by(metrics::Limit::body_timeout);
+  if (refusal.status == 413) exchange.refused_by(metrics::Limit::max_body);
   exchange.reason = refusal.sentence;
   const std::string body = "{\"error\":\"" + refusal.sentence + "\"}";  // the sentences are ours: nothing to escape
   exchange.hold("HTTP/1.1 " + std::to_string(refusal.status) + " Refused\r\nContent-Type: application/json\r\nX-Request-Id: " + exchange.id() +
                 "\r\nContent-Length: " + std::to_string(body.size()) + "\r\nConnection: close\r\n\r\n" +
                 (connection->reader.method() == "HEAD" ? "" : body));
   exchange.flush();
-  exchange.log();
+  exchange.finish();
   connection->finish_writing();
   connection->phase = Connection::Phase::lingering;
   connection->deadline = Deadline::after(kLingerMax);

@@ -221,6 +221,11 @@ std::vector<Reply> Spool::orphans() {
   return replies;
 }
 
+size_t Spool::waiting() {
+  const std::lock_guard lock(mutex_);
+  return waiting_.size();
+}
+
 void Spool::let_go(const std::string& id) {
   const std::lock_guard lock(mutex_);
   for (Waiting& waiting : waiting_) {

@@ -39,6 +39,8 @@ class Spool {
   void remove_conversation(const std::string& app_id);
   /// The replies that wait for nobody but the spool: those of earlier runs, and those let go.
   std::vector<Reply> orphans();
+  /// How many replies wait in it.
+  size_t waiting();
   /// The stream that kept this reply has given up storing it: now the spool's owner does.
   void let_go(const std::string& id);
 

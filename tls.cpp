@@ -4,8 +4,10 @@
 #include <openssl/x509.h>
 
 #include <cerrno>
+#include <ctime>
 #include <fstream>
 
+#include "metrics.hpp"
 #include "net.hpp"
 
 namespace {
@@ -32,6 +34,11 @@ TlsProblem problem(const std::string& option, const std::string& file, const std
           ". Give another file, make one with scripts/make-cert.sh, or serve plain HTTP with --http."};
 }
 
+double seconds_since_1970(const ASN1_TIME* time) {
+  std::tm parts{};
+  return ASN1_TIME_to_tm(time, &parts) == 1 ? static_cast<double>(timegm(&parts)) : 0;
+}
+
 }  // namespace
 
 Result<SslContext, TlsProblem> make_server_context(const std::string& cert_file, const std::string& key_file) {
@@ -55,6 +62,7 @@ Result<SslContext, TlsProblem> make_server_context(const std::string& cert_file,
   if (SSL_CTX_use_PrivateKey_file(context.get(), key_file.c_str(), SSL_FILETYPE_PEM) != 1 || SSL_CTX_check_private_key(context.get()) != 1) {
     return problem("--key", key_file, openssl_reason());
   }
+  metrics::certificate_ends_at.set(seconds_since_1970(X509_get0_notAfter(SSL_CTX_get0_certificate(context.get()))));
   return context;
 }
 

@@ -30,6 +30,11 @@ Result<StreamSlots::Slot, StreamSlots::Full> StreamSlots::take(const std::string
   return Slot(*this, client);
 }
 
+size_t StreamSlots::taken() {
+  const std::lock_guard lock(mutex_);
+  return taken_;
+}
+
 void StreamSlots::give_back(const std::string& client) {
   const std::lock_guard lock(mutex_);
   --taken_;

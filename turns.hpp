@@ -41,6 +41,10 @@ class StreamSlots {
   /// A slot for a stream to `client` (an address), or which limit it would go over.
   Result<Slot, Full> take(const std::string& client);
 
+  /// How many run now, and how many may.
+  size_t taken();
+  size_t most() const { return slots_max_; }
+
  private:
   void give_back(const std::string& client);
 

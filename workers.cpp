@@ -43,6 +43,11 @@ size_t Workers::threads() {
   return threads_.size();
 }
 
+size_t Workers::waiting() {
+  const std::lock_guard lock(mutex_);
+  return queue_.size();
+}
+
 bool Workers::can_grow() {
   const std::lock_guard lock(mutex_);
   return threads_.size() < threads_max_;

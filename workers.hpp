@@ -31,6 +31,8 @@ class Workers {
   [[nodiscard]] Job submit(Job job);
   /// How many threads there are now.
   size_t threads();
+  /// How many jobs wait for a thread.
+  size_t waiting();
   /// Whether more work would get a thread at once.
   bool can_grow();
 

@@ -17,14 +17,14 @@ layers=(
   'result'
   'text'
   'json_view'
-  'log net'
+  'log metrics net'
   'ndjson sse http1 request'
   'access privileges config'
   'tls'
   'connection'
   'workers pump'
   'server serving exchange'
-  'db db_connection db_servers db_schema db_statements db_turns'
+  'db db_connection db_health db_servers db_schema db_statements db_turns'
   'spool'
   'keeper'
   'upstreams'
@@ -32,8 +32,9 @@ layers=(
   'turns'
   'relay'
   'reply'
-  'check'
+  'check health'
   'handlers chat'
+  'admin'
   'chatterd'
 )
 
@@ -102,7 +103,7 @@ only_in() {
 
 check_scripts() {
   local line script scripts=()
-  for script in scripts/* scripts/scaling/* tests/*.sh .ci/run; do
+  for script in scripts/*.sh scripts/scaling/*.sh tests/*.sh .ci/run; do
     [[ ! -f $script ]] || scripts+=("$script")
   done
   if ! command -v shellcheck >/dev/null; then

@@ -11,10 +11,12 @@
 #include <iostream>
 #include <thread>
 
+#include "admin.hpp"
 #include "check.hpp"
 #include "config.hpp"
 #include "db.hpp"
 #include "handlers.hpp"
+#include "health.hpp"
 #include "keeper.hpp"
 #include "log.hpp"
 #include "ollama.hpp"
@@ -101,7 +103,7 @@ Server::Settings server_settings(const Config& config) {
 }
 
 int fail(const StartProblem& problem) {
-  std::cerr << "chatterd: " + problem.sentence + "\n" << std::flush;
+  std::cerr << std::string(journal_prefix(LogLevel::error)) + "chatterd: " + problem.sentence + "\n" << std::flush;
   return problem.wrong_configuration ? kExitConfiguration : kExitFailure;
 }
 
@@ -126,8 +128,9 @@ void trim_memory(Server& server) {
 }
 
 // Serves until a signal to end; a second one ends at once, whatever is under way.
-int serve(Server& server, Services& services, const Keeper& keeper, const sigset_t& signals) {
+int serve(Server& server, Services& services, const Keeper& keeper, Admin& admin, const sigset_t& signals) {
   server.start();
+  admin.start();
   std::cerr << "listening on " + server.url() + "\n" << std::flush;
   for (int signal = 0; !ends(signal); signal = wait_for_signal(signals)) {
     if (signal == SIGHUP) reload(services);
@@ -136,6 +139,7 @@ int serve(Server& server, Services& services, const Keeper& keeper, const sigset
     if (keeper.failed()) return kExitFailure;
   }
   LogLine(LogLevel::info, "stopping");
+  admin.stop();
   services.conversations.close();
   std::atomic<bool> all_ended{false};
   std::thread stopper([&] {
@@ -154,6 +158,8 @@ int serve(Server& server, Services& services, const Keeper& keeper, const sigset
 
 int run(const Config& config) {
   set_process_limits();
+  set_log_level(*log_level_of(config.log_level));
+  set_log_format(*log_format_of(config.log_format));
   const sigset_t signals = block_signals();
   auto addresses = OllamaAddress::parse_list(config.ollama);
   if (!addresses.ok()) return refuse_configuration("--ollama: " + addresses.error());
@@ -174,8 +180,13 @@ int run(const Config& config) {
   }
   Server server(server_settings(config), std::move(tls));
   register_routes(server, services);
-  // The last things that may need root: the port and the state folder.
+  Health health(database, ollama);
+  Admin admin(server, services, health, kVersion);
+  // The last things that may need root: the ports and the state folder.
   if (const auto problem = server.bind()) return fail(*problem);
+  if (!config.admin.empty()) {
+    if (const auto problem = admin.bind(config.admin)) return fail(*problem);
+  }
   const std::string state_folder = config.state_dir.empty() ? default_state_folder() : config.state_dir;
   if (const auto problem = spool.open(state_folder, database_name(conninfo))) {
     if (!config.state_dir.empty()) return refuse_configuration(*problem);
@@ -185,7 +196,8 @@ int run(const Config& config) {
   Keeper keeper(database, spool);
   if (!keeper.begin()) return kExitFailure;
   look_for_ollama(ollama);
-  return serve(server, services, keeper, signals);
+  health.start();
+  return serve(server, services, keeper, admin, signals);
 }
 
 }  // namespace

@@ -1,0 +1,214 @@
+#include "admin.hpp"
+
+#include <netdb.h>
+#include <netinet/in.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+
+#include <cerrno>
+#include <memory>
+
+#include "connection.hpp"
+#include "log.hpp"
+#include "metrics.hpp"
+#include "text.hpp"
+
+namespace {
+
+// For a request to come, and again for its answer to be read: a probe gives up as soon, and a client that
+// says nothing keeps one of the two threads for so long.
+constexpr auto kClientMax = milliseconds(1000);
+// For database and Ollama together. Below the second after which the usual probes give up.
+constexpr auto kReadyMax = milliseconds(700);
+constexpr int kBacklog = 16;
+// A GET has no body.
+constexpr size_t kBodyBytesMax = 0;
+constexpr size_t kReadBytes = 2048;
+
+constexpr const char* kAddressWanted = "' is not HOST:PORT, such as 127.0.0.1:9091 or [::1]:9091";
+
+struct HostPort {
+  std::string host, port;
+};
+
+std::optional<HostPort> parse_address(const std::string& address) {
+  const size_t colon = address.rfind(':');
+  if (colon == std::string::npos) return std::nullopt;
+  std::string host = address.substr(0, colon);
+  const std::string port = address.substr(colon + 1);
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']') {
+    host = host.substr(1, host.size() - 2);
+  } else if (host.find_first_of(":[]") != std::string::npos) {
+    return std::nullopt;
+  }
+  if (host.empty() || port.empty() || port.size() > 5 || port.find_first_not_of("0123456789") != std::string::npos || std::stoi(port) > 65535) return std::nullopt;
+  return HostPort{host, port};
+}
+
+int port_of(int socket) {
+  sockaddr_storage address{};
+  socklen_t length = sizeof address;
+  ::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &length);
+  const bool v6 = address.ss_family == AF_INET6;
+  return ntohs(v6 ? reinterpret_cast<sockaddr_in6&>(address).sin6_port : reinterpret_cast<sockaddr_in&>(address).sin_port);
+}
+
+std::string error_json(std::string_view sentence) { return "{\"error\":\"" + std::string(sentence) + "\"}"; }
+
+void append_finding(std::string& json, std::string_view name, const Probe::Finding& finding) {
+  char latency[32];
+  std::snprintf(latency, sizeof latency, "%.1f", finding.ms);
+  json.append("\"").append(name).append("\":{\"usable\":").append(finding.usable ? "true" : "false").append(",\"latency_ms\":").append(latency);
+  if (!finding.usable) append_json_string(json += ",\"problem\":", finding.problem);
+  json += '}';
+}
+
+void append_gauge(std::string& out, std::string_view name, std::string_view help, size_t value) {
+  metrics::append_head(out, name, metrics::Type::gauge, help);
+  metrics::append_sample(out, name, static_cast<double>(value));
+}
+
+// Reads one request. Nothing: the client left or was too slow.
+bool read_request(Connection& connection, Deadline deadline) {
+  using State = http1::RequestReader::State;
+  std::array<char, kReadBytes> buffer;
+  while (connection.reader.state() != State::complete && connection.reader.state() != State::refused) {
+    pollfd watched{connection.fd(), POLLIN, 0};
+    if (::poll(&watched, 1, deadline.left_ms()) <= 0) return false;
+    std::string_view bytes;
+    const auto outcome = connection.read(buffer, bytes);
+    if (outcome == Connection::Io::closed) return false;
+    connection.reader.feed(bytes);
+  }
+  return true;
+}
+
+}  // namespace
+
+struct Admin::Answer {
+  int status;
+  std::string content_type;
+  std::string body;
+};
+
+std::optional<StartProblem> Admin::bind(const std::string& address) {
+  const auto parsed = parse_address(address);
+  if (!parsed) return StartProblem{true, "--admin: '" + address + kAddressWanted};
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
+  addrinfo* found = nullptr;
+  if (const int error = ::getaddrinfo(parsed->host.c_str(), parsed->port.c_str(), &hints, &found); error != 0) {
+    return StartProblem{true, "--admin: '" + parsed->host + "' is not an address: " + ::gai_strerror(error)};
+  }
+  const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> guard(found, ::freeaddrinfo);
+  listener_.reset(::socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  stop_event_.reset(::eventfd(0, EFD_CLOEXEC));
+  const int on = 1;
+  ::setsockopt(listener_.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+  if (!listener_ || !stop_event_ || ::bind(listener_.get(), found->ai_addr, found->ai_addrlen) != 0 || ::listen(listener_.get(), kBacklog) != 0) {
+    const int error = errno;
+    listener_.reset();
+    std::string problem = "--admin: " + address + " can't be had: " + errno_text(error);
+    if (error == EADDRINUSE) problem += ". Another server is running there: stop it, or choose another port.";
+    return StartProblem{error == EADDRNOTAVAIL, std::move(problem)};
+  }
+  host_ = address.substr(0, address.rfind(':'));
+  return std::nullopt;
+}
+
+void Admin::start() {
+  if (!listener_) return;
+  LogLine(LogLevel::info, "admin_listening").add("url", "http://" + host_ + ":" + std::to_string(port_of(listener_.get())));
+  for (std::thread& thread : threads_) thread = std::thread([this] { run(); });
+}
+
+void Admin::stop() {
+  if (!threads_[0].joinable()) return;
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = ::write(stop_event_.get(), &one, sizeof one);
+  for (std::thread& thread : threads_) thread.join();
+  listener_.reset();
+}
+
+// Each of the threads.
+void Admin::run() {
+  pollfd watched[2] = {{listener_.get(), POLLIN, 0}, {stop_event_.get(), POLLIN, 0}};
+  while (::poll(watched, 2, -1) >= 0 || errno == EINTR) {
+    if (watched[1].revents != 0) return;
+    UniqueFd socket(::accept4(listener_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    if (socket) {
+      serve(std::move(socket));
+    } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+      // The client still waits, and poll() would say so again at once.
+      ::poll(watched + 1, 1, static_cast<int>(kClientMax.count()));
+    }
+  }
+}
+
+void Admin::serve(UniqueFd socket) {
+  Connection connection(std::move(socket), nullptr, "", kBodyBytesMax);
+  if (!read_request(connection, Deadline::after(kClientMax))) return;
+  const auto began = Clock::now();
+  const http1::RequestReader& reader = connection.reader;
+  Answer answer{405, "application/json", error_json("This path does not take this method.")};
+  if (reader.state() == http1::RequestReader::State::refused) {
+    answer = {reader.refusal().status, "application/json", error_json(reader.refusal().sentence)};
+  } else if (reader.method() == "GET" || reader.method() == "HEAD") {
+    answer = this->answer(reader.path());
+  }
+  std::string bytes = "HTTP/1.1 " + std::to_string(answer.status) + (answer.status == 200 ? " OK" : " Error") + "\r\nContent-Type: " + answer.content_type +
+                      "\r\nContent-Length: " + std::to_string(answer.body.size()) + "\r\nCache-Control: no-store\r\nConnection: close\r\n";
+  if (answer.status == 405) bytes += "Allow: GET, HEAD\r\n";
+  bytes += "\r\n";
+  if (reader.method() != "HEAD") bytes += answer.body;
+  connection.write(bytes, Deadline::after(kClientMax), false);
+  connection.finish_writing();
+  LogLine(LogLevel::debug, "admin_request").add("status", answer.status).add("path", reader.path())
+      .add("ms", std::chrono::duration<double, std::milli>(Clock::now() - began).count());
+}
+
+Admin::Answer Admin::answer(const std::string& path) {
+  const std::string plain = path.size() > 1 && path.back() == '/' ? path.substr(0, path.size() - 1) : path;
+  if (plain == "/healthz") return {200, "text/plain; charset=utf-8", "ok"};
+  if (plain == "/readyz") return readiness();
+  if (plain == "/metrics") return {200, "text/plain; version=0.0.4; charset=utf-8", metrics_text()};
+  return {404, "application/json", error_json("There is nothing at this path.")};
+}
+
+Admin::Answer Admin::readiness() {
+  const Deadline deadline = Deadline::after(kReadyMax);
+  health_.database.ask();  // both at the same time
+  const auto ollama = health_.ollama.find(deadline);
+  const auto database = health_.database.find(deadline);
+  const bool ready = database.usable && ollama.usable;
+  std::string json = ready ? "{\"ready\":true," : "{\"ready\":false,";
+  append_finding(json, "database", database);
+  append_finding(json += ',', "ollama", ollama);
+  return {ready ? 200 : 503, "application/json", json + "}"};
+}
+
+std::string Admin::metrics_text() {
+  // A service that nobody used for an hour may be away: what comes of the looks is in the next answer.
+  health_.database.ask();
+  health_.ollama.ask();
+  std::string out;
+  metrics::append_all(out, version_);
+  const Server::Use use = server_.use();
+  append_gauge(out, "chatterd_connections_open", "Connections of clients, idle ones included.", use.connections);
+  append_gauge(out, "chatterd_connections_max", "The limit of --max-connections.", use.connections_max);
+  append_gauge(out, "chatterd_worker_threads", "Threads that serve requests now.", use.threads);
+  append_gauge(out, "chatterd_worker_threads_max", "The limit of --threads.", use.threads_max);
+  append_gauge(out, "chatterd_requests_waiting", "Requests that wait for a thread.", use.waiting);
+  append_gauge(out, "chatterd_streams_active", "Answers being streamed now.", services_.slots.taken());
+  append_gauge(out, "chatterd_streams_max", "The limit of --max-streams.", services_.slots.most());
+  const Database::PoolUse pool = services_.database.pool_use();
+  const std::string_view connections = "chatterd_database_connections";
+  metrics::append_head(out, connections, metrics::Type::gauge, "Connections to the database.");
+  metrics::append_sample(out, connections, "state", "in_use", static_cast<double>(pool.in_use));
+  metrics::append_sample(out, connections, "state", "idle", static_cast<double>(pool.idle));
+  append_gauge(out, "chatterd_database_connections_max", "The limit of --db-pool.", pool.most);
+  append_gauge(out, "chatterd_database_waiting", "Calls that wait for a connection to the database.", pool.waiting);
+  append_gauge(out, "chatterd_replies_waiting", "Replies in the state folder that wait for the database.", services_.spool.waiting());
+  return out;
+}

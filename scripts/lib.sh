@@ -65,6 +65,24 @@ need_packages() {
   rm -f "$log"
 }
 
+# Sets $promtool to Prometheus' checker of metrics and rules: an installed one, or that of Debian's package
+# prometheus in build/tools. The package itself is not installed: that would start a server.
+need_promtool() {
+  local folder=$checkout/build/tools new log
+  promtool=$(command -v promtool) || promtool=$folder/promtool
+  [[ ! -x $promtool ]] || return 0
+  say "Downloading Debian's package prometheus for its promtool"
+  mkdir -p "$folder"
+  log=$folder/apt-get.log
+  new=$(mktemp -d "$folder/new.XXXXXX")
+  (cd "$new" && apt-get download prometheus) >"$log" 2>&1 ||
+    { apt_get update && cd "$new" && apt-get download prometheus; } >>"$log" 2>&1 ||
+    die "apt-get could not download the package prometheus (its output: $log)"
+  dpkg-deb --fsys-tarfile "$new"/prometheus_*.deb | tar -x -C "$new" ./usr/bin/promtool
+  mv "$new/usr/bin/promtool" "$promtool"
+  rm -rf "$new"
+}
+
 apt_get() {
   # The timeout: on a fresh virtual machine the system's own updates often hold the lock for a minute.
   as_root env DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 apt-get -o DPkg::Lock::Timeout=300 "$@" </dev/null

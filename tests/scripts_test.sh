@@ -441,6 +441,53 @@ check_finds() {
   expect 6 "$(wc -l <<<"$found")"
 }
 
+# ---- Watching ----
+
+metrics_of_a_busy_one() {
+  local admin
+  admin=$(grep -o 'event=admin_listening url=http[^ ]*' "$work/chatterd.log" | sed 's/.*url=//')
+  "$scripts/llmchat.sh" -k --url "$url" --model stand-in "watched-$$" 'Hello' >/dev/null
+  curl -sk "$url/no-such-path" >/dev/null
+  curl -sS --fail "$admin/metrics"
+}
+
+promtool_accepts_metrics() {
+  need_promtool
+  metrics_of_a_busy_one >"$work/metrics"
+  local complaints
+  complaints=$("$promtool" check metrics <"$work/metrics" 2>&1) || { say "$complaints" && return 1; }
+  expect '' "$complaints"
+}
+
+metrics_are_there() {
+  metrics_of_a_busy_one | sed '/^#/d; s/[{ ].*//' | sort -u >"$work/there"
+  local file named missing
+  sed -n '/^## Reading the metrics/,/^## Alerts/p' "$checkout/docs/operations.md" >"$work/metrics.md"
+  for file in "$scripts/alerts.yml" "$scripts/grafana-dashboard.json" "$work/metrics.md"; do
+    named=$(grep -oE '\b(chatterd|process)_[a-z_]+' "$file" | sort -u)
+    (($(wc -l <<<"$named") > 10)) || { say "$file names hardly a metric" && return 1; }
+    # A histogram goes by its name without _bucket, _sum or _count too.
+    missing=$(grep -vxFf <(cat "$work/there" && sed -n 's/_bucket$//p' "$work/there") <<<"$named") || true
+    [[ -z $missing ]] || { say "$file names what chatterd has not: $missing" && return 1; }
+  done
+}
+
+alerts_fire() {
+  need_promtool
+  "$promtool" check rules "$scripts/alerts.yml"
+  "$promtool" test rules "$checkout/tests/alerts_test.yml"
+}
+
+alerts_are_explained() {
+  local alert alerts
+  alerts=$(sed -n 's/^ *- alert: //p' "$scripts/alerts.yml")
+  [[ -n $alerts ]]
+  while read -r alert; do
+    grep -q "^| \`$alert\` |" "$checkout/docs/operations.md" || { say "docs/operations.md does not explain $alert" && return 1; }
+    grep -q "alertname: $alert\$" "$checkout/tests/alerts_test.yml" || { say "tests/alerts_test.yml does not try $alert" && return 1; }
+  done <<<"$alerts"
+}
+
 start_programs() {
   "$scripts/setup-db.sh" --database "$database" --role "$database" >"$work/setup.log"
   "$scripts/make-cert.sh" --out-dir "$work" localhost 127.0.0.1 >/dev/null
@@ -449,7 +496,7 @@ start_programs() {
   local ollama
   ollama=$(address_in "$work/stand-in.log" "$stand_in_pid") || die 'the stand-in did not start'
   launch TERM "$work/chatterd.log" env -u CHATTERD_TEST_DB -u CHATTERD_BIN "${CHATTERD_BIN:-$checkout/chatterd}" \
-    --host 127.0.0.1 --port 0 --cert "$work/chatterd.crt" --key "$work/chatterd.key" --state-dir "$work/state" --ollama "$ollama" \
+    --host 127.0.0.1 --port 0 --admin 127.0.0.1:0 --cert "$work/chatterd.crt" --key "$work/chatterd.key" --state-dir "$work/state" --ollama "$ollama" \
     --db "host=127.0.0.1 port=$PGPORT user=$database dbname=$database $(grep -o 'password=[0-9a-f]*' "$work/setup.log")"
   chatterd_pid=$launched
   url=$(address_in "$work/chatterd.log" "$chatterd_pid") || { cat "$work/chatterd.log" && die 'chatterd did not start'; }
@@ -476,6 +523,10 @@ check 'curl trusts chatterd with the certificate of make-cert.sh' certificate_se
 check 'setup-db.sh twice keeps rows and password, and the role owns the table' setup_twice
 check 'setup-db.sh takes over a table made by hand' setup_takes_over
 check 'setup-db.sh says what to do when PostgreSQL does not answer' setup_says_unreachable
+check 'promtool finds nothing to say about /metrics of a chatterd at work' promtool_accepts_metrics
+check 'every metric that dashboard, alert rules and docs name is one that chatterd has' metrics_are_there
+check 'promtool accepts the alert rules, and they fire when they should' alerts_fire
+check 'docs/operations.md explains every alert' alerts_are_explained
 check_beside 'quickstart.sh --once works twice in a row and leaves no process' quickstart_twice
 check_beside 'quickstart.sh works after the one before was killed' quickstart_after_kill
 check_beside 'quickstart.sh serves until it is told to stop, and stops all it started' quickstart_stops

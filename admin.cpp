@@ -209,6 +209,13 @@ std::string Admin::metrics_text() {
   metrics::append_sample(out, connections, "state", "idle", static_cast<double>(pool.idle));
   append_gauge(out, "chatterd_database_connections_max", "The limit of --db-pool.", pool.most);
   append_gauge(out, "chatterd_database_waiting", "Calls that wait for a connection to the database.", pool.waiting);
+  const auto ollamas = services_.ollama.addresses();
+  const std::string_view running = "chatterd_ollama_answers_active";
+  metrics::append_head(out, running, metrics::Type::gauge, "Answers under way, by the address of --ollama.");
+  for (const OllamaState& state : ollamas) metrics::append_sample(out, running, "url", state.url, static_cast<double>(state.running));
+  const std::string_view resting = "chatterd_ollama_resting";
+  metrics::append_head(out, resting, metrics::Type::gauge, "1: this address of --ollama has failed and not answered since.");
+  for (const OllamaState& state : ollamas) metrics::append_sample(out, resting, "url", state.url, state.resting ? 1 : 0);
   append_gauge(out, "chatterd_replies_waiting", "Replies in the state folder that wait for the database.", services_.spool.waiting());
   return out;
 }

@@ -1,8 +1,10 @@
 #include "health.hpp"
 
+#include <algorithm>
 #include <utility>
 
 #include "db.hpp"
+#include "metrics.hpp"
 #include "ollama.hpp"
 
 namespace {
@@ -16,6 +18,7 @@ constexpr auto kAwayPause = milliseconds(2000);
 
 std::string look_at_database(Database& database) { return database.probe(Deadline::after(kLookMax)).value_or(""); }
 
+// With several addresses one that answers is enough.
 std::string look_at_ollama(Ollama& ollama) {
   PlainWaiter waiter;
   const auto generation = ollama.start("GET", "/version", "");
@@ -24,11 +27,14 @@ std::string look_at_ollama(Ollama& ollama) {
     problem = generation->detail().empty() ? "no answer in time" : generation->detail();
   } else if (generation->status() != 200) {
     problem = "it answers with status " + std::to_string(generation->status());
-  } else {
-    generation->read_small(waiter, Deadline::after(kLookMax), 1);  // so that the connection can be used again
   }
-  ollama.note_availability(problem);
+  metrics::ollama_up.set(problem.empty() ? 1 : 0);
   return problem;
+}
+
+bool all_rest(Ollama& ollama) {
+  const auto states = ollama.addresses();
+  return std::all_of(states.begin(), states.end(), [](const OllamaState& state) { return state.resting; });
 }
 
 }  // namespace
@@ -90,9 +96,10 @@ Probe::Finding Probe::find(Deadline deadline) {
 
 Health::Health(Database& database_in, Ollama& ollama_in)
     : database([&database_in] { return look_at_database(database_in); }, [&database_in] { return database_in.away(); }),
-      ollama([&ollama_in] { return look_at_ollama(ollama_in); }, [&ollama_in] { return ollama_in.away(); }) {}
+      ollama([&ollama_in] { return look_at_ollama(ollama_in); }, [&ollama_in] { return all_rest(ollama_in); }) {}
 
 void Health::start() {
   database.start();
   ollama.start();
+  ollama.ask();
 }

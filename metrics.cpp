@@ -197,7 +197,7 @@ void append_all(std::string& out, std::string_view version) {
   append_counter(out, "chatterd_relayed_lines_total", "Lines of Ollama's answers that were passed on.", relayed_lines);
   append_counter(out, "chatterd_relayed_bytes_total", "Bytes of streamed answers sent to clients, before TLS.", relayed_bytes);
   append_counters(out, "chatterd_ollama_errors_total", "Answers of Ollama that failed, by how.", "kind", kOllamaErrors, ollama_errors);
-  append_plain(out, "chatterd_ollama_up", Type::gauge, "Whether Ollama answered when it was last asked.", ollama_up.value());
+  append_plain(out, "chatterd_ollama_up", Type::gauge, "Whether Ollama, or one of several, answered when it was last looked at.", ollama_up.value());
   append_counters(out, "chatterd_database_errors_total", "Calls to the database that failed, by how.", "kind", kDatabaseErrors, database_errors);
   append_head(out, "chatterd_database_call_duration_seconds", Type::histogram, "Calls to the database, with the wait for a connection.");
   append_histogram(out, "chatterd_database_call_duration_seconds", "", database_call);

@@ -97,10 +97,10 @@ inline Counters<Limit, kLimits.size()> refused;
 inline Counter relayed_lines;
 inline Counter relayed_bytes;  ///< as the client gets them, in their frames
 inline Counters<OllamaError, kOllamaErrors.size()> ollama_errors;
-inline Gauge ollama_up;      ///< 1: it answered when it was last asked; else 0
+inline Gauge ollama_up;  ///< 1: it answered when health.cpp last looked; else 0
 inline Counters<DatabaseError, kDatabaseErrors.size()> database_errors;
 inline Histogram database_call;  ///< with the wait for a connection
-inline Gauge database_up;       ///< likewise
+inline Gauge database_up;  ///< 1: it answered when it was last asked; else 0
 inline Counter replies_stored;
 inline Counter replies_retried;  ///< not stored at the first try
 inline Counter replies_spooled;  ///< left to the state folder

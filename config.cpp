@@ -9,46 +9,52 @@
 
 namespace {
 
+constexpr std::string_view kVariablePrefix = "CHATTERD_";
 constexpr size_t kKiB = 1024;
 constexpr size_t kGiB = kKiB * kKiB * kKiB;
 
+// What a request or connection looks up each time, and what is read from files again.
+constexpr bool kReloads = true;
+
 const Option kOptions[] = {
+    {"env-file", "FILE", &Config::env_file,
+     "the configuration file: lines CHATTERD_SOME_NAME=VALUE as in systemd's EnvironmentFile; they win over the environment, and are read again on SIGHUP"},
     {"host", "ADDRESS", &Config::host, "address to listen on; without it all of the machine's, IPv4 and IPv6"},
     {"port", "PORT", Option::Number{&Config::port, 0, 65535}, "port to listen on; 0 picks a free one"},
-    {"cert", "FILE", &Config::cert, "TLS certificate (PEM, with its chain)"},
-    {"key", "FILE", &Config::key, "TLS private key (PEM)"},
+    {"cert", "FILE", &Config::cert, "TLS certificate (PEM, with its chain)", kReloads},
+    {"key", "FILE", &Config::key, "TLS private key (PEM)", kReloads},
     {"http", "", &Config::http, "serve plain HTTP, for use behind a proxy"},
     {"db", "CONNECTION", &Config::db,
      "libpq connection string; without it `host=localhost user=chatter dbname=chatterdb` and what libpq's own variables (PGHOST, PGPASSWORD, ...) say"},
     {"db-pool", "N", Option::Number{&Config::db_pool, 1, 1000}, "database connections at most"},
-    {"db-timeout", "SECONDS", Option::Time{&Config::db_timeout}, "for one call to the database, with the wait for a connection"},
-    {"store-retry", "SECONDS", Option::Time{&Config::store_retry}, "how long storing a reply is tried while the database is away"},
+    {"db-timeout", "SECONDS", Option::Time{&Config::db_timeout}, "for one call to the database, with the wait for a connection", kReloads},
+    {"store-retry", "SECONDS", Option::Time{&Config::store_retry}, "how long storing a reply is tried while the database is away", kReloads},
     {"ollama", "URL[,URL...]", &Config::ollama, "where Ollama is; one that ends in /api means the same. Of several each prompt goes to the least busy, among equals to the first; one that fails, is busy or lacks the model is passed over"},
-    {"ollama-grace", "SECONDS", Option::Time{&Config::ollama_grace}, "how long to wait for Ollama's status before the stream begins"},
-    {"ollama-timeout", "SECONDS", Option::Time{&Config::ollama_timeout}, "silence of Ollama after which an answer is given up"},
-    {"reply-seconds", "SECONDS", Option::Time{&Config::reply_seconds}, "the longest a whole answer may take"},
-    {"max-line", "BYTES", Option::Number{&Config::max_line, kKiB, kGiB}, "largest line of Ollama's answer"},
-    {"max-reply", "BYTES", Option::Number{&Config::max_reply, kKiB, 64 * kGiB}, "largest whole answer of Ollama"},
-    {"keep-whitespace", "", &Config::keep_whitespace, "store replies byte for byte, runs of white space not made one space"},
-    {"max-body", "BYTES", Option::Number{&Config::max_body, 1, kGiB}, "largest body of a request"},
-    {"max-streams", "N", Option::Number{&Config::max_streams, 1, 100'000}, "answers streamed at the same time; more get a 503"},
-    {"streams-per-client", "N", Option::Number{&Config::streams_per_client, 0, 100'000}, "answers streamed to one client address at the same time; more get a 429; 0: no limit"},
-    {"rate", "N", Option::Number{&Config::rate, 0, 1'000'000}, "requests a second from one client address, with bursts of twice as many; more get a 429; 0: no limit"},
-    {"api-keys", "FILE", &Config::api_keys, "with it every route but GET / needs `Authorization: Bearer KEY`; a line of the file is the SHA-256 of a key, in hex; read again on SIGHUP"},
+    {"ollama-grace", "SECONDS", Option::Time{&Config::ollama_grace}, "how long to wait for Ollama's status before the stream begins", kReloads},
+    {"ollama-timeout", "SECONDS", Option::Time{&Config::ollama_timeout}, "silence of Ollama after which an answer is given up", kReloads},
+    {"reply-seconds", "SECONDS", Option::Time{&Config::reply_seconds}, "the longest a whole answer may take", kReloads},
+    {"max-line", "BYTES", Option::Number{&Config::max_line, kKiB, kGiB}, "largest line of Ollama's answer", kReloads},
+    {"max-reply", "BYTES", Option::Number{&Config::max_reply, kKiB, 64 * kGiB}, "largest whole answer of Ollama", kReloads},
+    {"keep-whitespace", "", &Config::keep_whitespace, "store replies byte for byte, runs of white space not made one space", kReloads},
+    {"max-body", "BYTES", Option::Number{&Config::max_body, 1, kGiB}, "largest body of a request", kReloads},
+    {"max-streams", "N", Option::Number{&Config::max_streams, 1, 100'000}, "answers streamed at the same time; more get a 503", kReloads},
+    {"streams-per-client", "N", Option::Number{&Config::streams_per_client, 0, 100'000}, "answers streamed to one client address at the same time; more get a 429; 0: no limit", kReloads},
+    {"rate", "N", Option::Number{&Config::rate, 0, 1'000'000}, "requests a second from one client address, with bursts of twice as many; more get a 429; 0: no limit", kReloads},
+    {"api-keys", "FILE", &Config::api_keys, "with it every route but GET / needs `Authorization: Bearer KEY`; a line of the file is the SHA-256 of a key, in hex; the file is read again on SIGHUP", kReloads},
     {"user", "NAME", &Config::user, "started as root, become this user before serving; without it the user who called sudo, else nobody"},
     {"state-dir", "FOLDER", &Config::state_dir, "for replies that wait for the database; without it systemd's STATE_DIRECTORY, /var/lib/chatterd as root, else ~/.local/state/chatterd"},
-    {"max-connections", "N", Option::Number{&Config::max_connections, 1, 1'000'000}, "client connections at most, idle ones included"},
-    {"threads", "N", Option::Number{&Config::threads, 0, 100'000}, "threads at most, started as needed; 0: --max-streams and 64 more"},
-    {"header-timeout", "SECONDS", Option::Time{&Config::header_timeout}, "for a TLS handshake and a request's headers together"},
-    {"body-timeout", "SECONDS", Option::Time{&Config::body_timeout}, "for a request's body"},
-    {"idle-timeout", "SECONDS", Option::Time{&Config::idle_timeout}, "how long a connection is kept between two requests"},
-    {"write-timeout", "SECONDS", Option::Time{&Config::write_timeout}, "after which a client that does not read is dropped"},
-    {"turn-wait", "SECONDS", Option::Time{&Config::turn_wait}, "how long a request waits for an earlier one with its appID"},
-    {"ping-interval", "SECONDS", Option::Time{&Config::ping_interval}, "silence after which a stream gets a comment"},
-    {"drain", "SECONDS", Option::Time{&Config::drain}, "how long streams may go on after SIGTERM"},
+    {"max-connections", "N", Option::Number{&Config::max_connections, 1, 1'000'000}, "client connections at most, idle ones included", kReloads},
+    {"threads", "N", Option::Number{&Config::threads, 0, 100'000}, "threads at most, started as needed; 0: --max-streams and 64 more", kReloads},
+    {"header-timeout", "SECONDS", Option::Time{&Config::header_timeout}, "for a TLS handshake and a request's headers together", kReloads},
+    {"body-timeout", "SECONDS", Option::Time{&Config::body_timeout}, "for a request's body", kReloads},
+    {"idle-timeout", "SECONDS", Option::Time{&Config::idle_timeout}, "how long a connection is kept between two requests", kReloads},
+    {"write-timeout", "SECONDS", Option::Time{&Config::write_timeout}, "after which a client that does not read is dropped", kReloads},
+    {"turn-wait", "SECONDS", Option::Time{&Config::turn_wait}, "how long a request waits for an earlier one with its appID", kReloads},
+    {"ping-interval", "SECONDS", Option::Time{&Config::ping_interval}, "silence after which a stream gets a comment", kReloads},
+    {"drain", "SECONDS", Option::Time{&Config::drain}, "how long streams may go on after SIGTERM", kReloads},
     {"admin", "HOST:PORT", &Config::admin,
      "address for GET /healthz, /readyz and /metrics, plain HTTP for whoever reaches it, such as 127.0.0.1:9091; without it they are not served"},
-    {"log-level", "LEVEL", Option::Choice{&Config::log_level, "debug, info, warning, error"}, "what is logged at least: debug, info, warning or error"},
+    {"log-level", "LEVEL", Option::Choice{&Config::log_level, "debug, info, warning, error"}, "what is logged at least: debug, info, warning or error", kReloads},
     {"log-format", "FORMAT", Option::Choice{&Config::log_format, "text, json"}, "a line of the log is text (key=value) or json (an object)"},
     {"check", "", &Config::check, "say of configuration, certificate, database, table and Ollama whether each is usable, then exit"},
     {"print-schema", "", &Config::print_schema, "print the SQL that makes or upgrades the table, then exit"},
@@ -165,12 +171,27 @@ std::optional<ConfigError> read_argument(Config& config, const std::vector<std::
   return std::nullopt;
 }
 
+std::string place_in(const EnvFile& file, const EnvFile::Variable& variable) {
+  return "--env-file: " + one_line(file.path) + ", line " + std::to_string(variable.line) + ": ";
+}
+
+// The file holds chatterd's configuration: a name in it that is no option's is misspelt.
+std::optional<ConfigError> unknown_variable(const EnvFile& file) {
+  for (const EnvFile::Variable& variable : file.variables) {
+    if (!variable.name.starts_with(kVariablePrefix)) continue;
+    const auto is_its = [&](const Option& option) { return option.variable() == variable.name && option.name != "env-file"; };
+    if (std::any_of(std::begin(kOptions), std::end(kOptions), is_its)) continue;
+    return ConfigError{place_in(file, variable) + variable.name + " is not an option's variable; chatterd --help lists the options"};
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 std::span<const Option> options() { return kOptions; }
 
 std::string Option::variable() const {
-  std::string text = "CHATTERD_";
+  std::string text(kVariablePrefix);
   for (const char c : name) text += c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
   return text;
 }
@@ -187,13 +208,29 @@ std::string Option::default_text() const {
                     field);
 }
 
-Result<Config, ConfigError> parse_config(const std::vector<std::string>& arguments, const char* (*environment)(const char*)) {
+Result<EnvFile, ConfigError> load_env_file(const std::vector<std::string>& arguments, Environment environment) {
+  Config named;
+  const char* variable = environment(find_option("env-file")->variable().c_str());
+  named.env_file = variable == nullptr ? "" : variable;
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    if (read_argument(named, arguments, i)) break;  // parse_config() says what is wrong
+  }
+  if (named.env_file.empty()) return EnvFile{};
+  auto file = read_env_file(named.env_file);
+  if (!file.ok()) return ConfigError{one_line(file.error())};
+  return std::move(file.value());
+}
+
+Result<Config, ConfigError> parse_config(const std::vector<std::string>& arguments, Environment environment, const EnvFile& file) {
   Config config;
+  if (auto error = unknown_variable(file)) return *error;
   for (const Option& option : kOptions) {
     const std::string variable = option.variable();
-    const char* value = environment(variable.c_str());
+    const EnvFile::Variable* in_file = file.find(variable);
+    const char* value = in_file != nullptr ? in_file->value.c_str() : environment(variable.c_str());
     if (value == nullptr || *value == '\0') continue;
-    if (const std::string wanted = set_field(config, option, value); !wanted.empty()) return wrong_value(variable, value, wanted);
+    const std::string shown = in_file != nullptr ? place_in(file, *in_file) + variable : variable;
+    if (const std::string wanted = set_field(config, option, value); !wanted.empty()) return wrong_value(shown, value, wanted);
   }
   for (size_t i = 0; i < arguments.size(); ++i) {
     if (auto error = read_argument(config, arguments, i)) return *error;
@@ -201,18 +238,40 @@ Result<Config, ConfigError> parse_config(const std::vector<std::string>& argumen
   return config;
 }
 
+Reloaded reload_config(const Config& running, const Config& wanted) {
+  Reloaded reloaded{running, {}, {}};
+  for (const Option& option : kOptions) {
+    const bool same = std::visit(Overloaded{
+                                     [&](const Option::Number& number) { return running.*(number.field) == wanted.*(number.field); },
+                                     [&](const Option::Time& time) { return running.*(time.field) == wanted.*(time.field); },
+                                     [&](auto field) { return running.*field == wanted.*field; },
+                                 },
+                                 option.field);
+    if (same) continue;
+    (option.reloads ? reloaded.changed : reloaded.needs_restart).push_back("--" + std::string(option.name));
+    if (!option.reloads) continue;
+    std::visit(Overloaded{
+                   [&](const Option::Number& number) { reloaded.config.*(number.field) = wanted.*(number.field); },
+                   [&](const Option::Time& time) { reloaded.config.*(time.field) = wanted.*(time.field); },
+                   [&](auto field) { reloaded.config.*field = wanted.*field; },
+               },
+               option.field);
+  }
+  return reloaded;
+}
+
 std::string help_text() {
   std::string text =
       "usage: chatterd [options]\n\n"
       "Serves the course's chat clients over HTTPS: keeps conversations in PostgreSQL and relays Ollama's\n"
-      "answers as Server-Sent Events. Each option --some-name is also the environment variable\n"
-      "CHATTERD_SOME_NAME; the option wins.\n\n";
+      "answers as Server-Sent Events. Each option --some-name is also the variable CHATTERD_SOME_NAME, of\n"
+      "the environment or of --env-file; the option wins. SIGHUP takes over new values of those with (*).\n\n";
   for (const Option& option : kOptions) {
     std::string head = "  --" + std::string(option.name);
     if (!option.value_name.empty()) head += " " + std::string(option.value_name);
     text += head + std::string(head.size() < 28 ? 28 - head.size() : 1, ' ') + std::string(option.help);
     if (const std::string value = option.default_text(); !value.empty()) text += " (" + value + ")";
-    text += "\n";
+    text += option.reloads ? " (*)\n" : "\n";
   }
   return text;
 }

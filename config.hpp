@@ -11,13 +11,15 @@
 #include <variant>
 #include <vector>
 
+#include "env_file.hpp"
 #include "result.hpp"
 
-/// Every option's value; the initialisers are the defaults. Written once at start by parse_config(),
-/// then only read, by any thread. The table in config.cpp says what each is for.
+/// Every option's value; the initialisers are the defaults. Made by parse_config(), then only read, by any
+/// thread. The table in config.cpp says what each is for.
 struct Config {
   using Seconds = std::chrono::milliseconds;  // given in seconds, fractions allowed
 
+  std::string env_file;
   std::string host;
   size_t port = 443;
   std::string cert = "/home/ubuntu/reactive/chatterd.crt";
@@ -86,6 +88,7 @@ struct Option {
   std::string_view value_name;  ///< what --help shows for the value; "" for a switch
   Field field;
   std::string_view help;
+  bool reloads = false;  ///< a reload takes its new value over; otherwise that needs a restart
 
   /// The environment variable of the same meaning: CHATTERD_SOME_NAME.
   std::string variable() const;
@@ -100,8 +103,23 @@ struct ConfigError {
   std::string line;
 };
 
-/// Reads environment and arguments (without the program's name); a flag wins over a variable.
-/// `environment(name)` returns nullptr for an unset variable; an empty one counts as unset.
-Result<Config, ConfigError> parse_config(const std::vector<std::string>& arguments, const char* (*environment)(const char*));
+/// `environment(name)` returns nullptr for an unset variable.
+using Environment = const char* (*)(const char*);
+
+/// Reads environment, file and arguments (without the program's name): a flag wins over the file's variable,
+/// and that over the environment's; an empty one counts as unset. A variable of the file that looks like an
+/// option's and is none is an error.
+Result<Config, ConfigError> parse_config(const std::vector<std::string>& arguments, Environment environment, const EnvFile& file = {});
+
+/// The file that --env-file or its variable names, with no variables when there is none. The only reader of it.
+Result<EnvFile, ConfigError> load_env_file(const std::vector<std::string>& arguments, Environment environment);
+
+/// What a reload makes of a running configuration.
+struct Reloaded {
+  Config config;                           ///< the running one with those new values that a reload may change
+  std::vector<std::string> changed;        ///< their options, with dashes
+  std::vector<std::string> needs_restart;  ///< options whose new values were left out
+};
+Reloaded reload_config(const Config& running, const Config& wanted);
 
 std::string help_text();

@@ -32,7 +32,7 @@ std::string options_table() {
   for (const Option& option : options()) {
     table += "| `--" + std::string(option.name) + (option.value_name.empty() ? "" : " " + std::string(option.value_name)) + "` | ";
     const std::string value = option.default_text();
-    table += (value.empty() ? "" : "`" + value + "`") + " | " + std::string(option.help) + " |\n";
+    table += (value.empty() ? "" : "`" + value + "`") + " | " + std::string(option.help) + (option.reloads ? " (*)" : "") + " |\n";
   }
   return table;
 }

@@ -1,11 +1,13 @@
 #include "pump.hpp"
 
+#include <pthread.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 
 #include <array>
 #include <atomic>
 #include <span>
+
+#include "pulse.hpp"
 
 namespace {
 
@@ -38,14 +40,14 @@ struct Pump::Stream {
 
 class Pump::Loop {
  public:
-  Loop(Pump& pump, int stop_fd) : pump_(pump), epoll_(::epoll_create1(EPOLL_CLOEXEC)), quit_(::eventfd(0, EFD_CLOEXEC)) {
+  Loop(Pump& pump, int stop_fd) : pump_(pump), epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
     watch(stop_fd, EPOLLIN | EPOLLONESHOT, &stopping_);
-    watch(quit_.get(), EPOLLIN, &quit_);
+    watch(pulse_.fd(), EPOLLIN, &pulse_);
     thread_ = std::thread([this] { run(); });
   }
   ~Loop() {
-    const std::uint64_t one = 1;
-    [[maybe_unused]] const ssize_t written = ::write(quit_.get(), &one, sizeof one);
+    quitting_ = true;
+    pulse_.wake();
     thread_.join();
   }
 
@@ -57,6 +59,7 @@ class Pump::Loop {
   }
   void forget(int fd) { ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr); }
   bool stopping() const { return stopping_; }
+  bool beats(Clock::duration patience) { return pulse_.beats(patience); }
 
  private:
   void run();
@@ -65,7 +68,8 @@ class Pump::Loop {
 
   Pump& pump_;
   UniqueFd epoll_;
-  UniqueFd quit_;
+  Pulse pulse_;
+  std::atomic<bool> quitting_{false};
   std::atomic<bool> stopping_{false};
   std::thread thread_;
 };
@@ -80,13 +84,15 @@ void Pump::Stream::end(Wake why) {
 }
 
 void Pump::Loop::run() {
+  ::pthread_setname_np(::pthread_self(), "pump");
   std::array<epoll_event, kEventsMax> events;
-  while (true) {
+  while (!quitting_) {
     const int count = ::epoll_wait(epoll_.get(), events.data(), kEventsMax, -1);
     for (int i = 0; i < count; ++i) {
       void* who = events[static_cast<size_t>(i)].data.ptr;
-      if (who == &quit_) return;
-      if (who == &stopping_) {
+      if (who == &pulse_) {
+        pulse_.answer();
+      } else if (who == &stopping_) {
         stop();
       } else {
         handle(*static_cast<const Stream::Watched*>(who));
@@ -124,6 +130,12 @@ Pump::Pump(size_t threads, int stop_fd) {
 }
 
 Pump::~Pump() { loops_.clear(); }
+
+bool Pump::beats(Clock::duration patience) {
+  bool all = true;
+  for (const auto& loop : loops_) all = loop->beats(patience) && all;
+  return all;
+}
 
 std::pair<Pump::Stream&, Pump::Loop&> Pump::take_stream() {
   const std::lock_guard lock(mutex_);

@@ -35,6 +35,10 @@ class Pump {
   /// kernel can't watch another descriptor; no step was called.
   std::optional<Wake> carry(int fd, int client_fd, Deadline deadline, const std::function<bool()>& step);
 
+  /// Whether each of its threads still takes its turns; called now and then by one thread. False: one has not for
+  /// longer than `patience`.
+  bool beats(Clock::duration patience);
+
  private:
   struct Stream;
   class Loop;

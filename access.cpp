@@ -44,7 +44,7 @@ std::optional<std::string> ApiKeys::load(const std::string& file) {
   errno = 0;
   std::ifstream stream(file);
   if (!stream.good()) return wrong(errno_text(errno) + ".");
-  auto digests = std::make_shared<std::vector<Digest>>();
+  std::vector<Digest> digests;
   std::string line;
   for (int number = 1; std::getline(stream, line); ++number) {
     if (line.ends_with('\r')) line.pop_back();
@@ -53,21 +53,15 @@ std::optional<std::string> ApiKeys::load(const std::string& file) {
     if (!parse_digest(line, digest)) {
       return wrong("line " + std::to_string(number) + " is not the SHA-256 of a key; make one by: printf %s \"$KEY\" | sha256sum");
     }
-    digests->push_back(digest);
+    digests.push_back(digest);
   }
-  if (digests->empty()) return wrong("it holds no key.");
-  const std::lock_guard lock(mutex_);
-  keys_ = std::move(digests);
+  if (digests.empty()) return wrong("it holds no key.");
+  keys_.set(std::move(digests));
   return std::nullopt;
 }
 
-std::shared_ptr<const std::vector<ApiKeys::Digest>> ApiKeys::keys() const {
-  const std::lock_guard lock(mutex_);
-  return keys_;
-}
-
 bool ApiKeys::allow(std::string_view authorization) const {
-  const auto known = keys();
+  const auto known = keys_.get();
   if (!known) return true;
   constexpr std::string_view kScheme = "Bearer ";
   if (!http1::equal_ignoring_case(authorization.substr(0, kScheme.size()), kScheme)) return false;
@@ -81,19 +75,20 @@ bool ApiKeys::allow(std::string_view authorization) const {
 }
 
 std::optional<int> RateLimit::refuse(const std::string& client, Clock::time_point now) {
-  if (per_second_ == 0) return std::nullopt;
-  const double most = per_second_ * kBurstSeconds;
+  const double per_second = per_second_;
+  if (per_second == 0) return std::nullopt;
+  const double most = per_second * kBurstSeconds;
   const std::lock_guard lock(mutex_);
   if (buckets_.size() >= kBucketsMax && now >= forget_again_at_) forget_full(now);
   Bucket& bucket = buckets_.try_emplace(client, Bucket{most, now}).first->second;
   const double seconds = std::chrono::duration<double>(now - bucket.filled_at).count();
-  bucket.tokens = std::min(most, bucket.tokens + seconds * per_second_);
+  bucket.tokens = std::min(most, bucket.tokens + seconds * per_second);
   bucket.filled_at = now;
   if (bucket.tokens >= 1) {
     bucket.tokens -= 1;
     return std::nullopt;
   }
-  return static_cast<int>(std::ceil((1 - bucket.tokens) / per_second_));
+  return static_cast<int>(std::ceil((1 - bucket.tokens) / per_second));
 }
 
 void RateLimit::forget_full(Clock::time_point now) {

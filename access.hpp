@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <memory>
 #include <mutex>
@@ -11,6 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "live.hpp"
 #include "net.hpp"
 
 /// The keys of --api-keys. Only their SHA-256 are on disk and in memory, so neither gives a key away.
@@ -24,13 +26,12 @@ class ApiKeys {
   /// Whether a request with this Authorization header is let in; every one is before the first load().
   /// Takes the same time for every wrong key. Any thread.
   bool allow(std::string_view authorization) const;
+  /// From here on no key is needed. Any thread.
+  void clear() { keys_.set(nullptr); }
 
  private:
   using Digest = std::array<unsigned char, 32>;
-  std::shared_ptr<const std::vector<Digest>> keys() const;
-
-  mutable std::mutex mutex_;
-  std::shared_ptr<const std::vector<Digest>> keys_;  ///< guarded by mutex_; null: no keys are needed
+  Live<std::vector<Digest>> keys_;  ///< nothing: no keys are needed
 };
 
 /// Bounds the requests of each client: a bucket of tokens that fills again with time. Any thread.
@@ -41,6 +42,7 @@ class RateLimit {
 
   /// Takes a token. Nothing: let in; else the seconds until it is worth trying again.
   std::optional<int> refuse(const std::string& client, Clock::time_point now = Clock::now());
+  void set_rate(size_t per_second) { per_second_ = static_cast<double>(per_second); }
 
  private:
   struct Bucket {
@@ -49,7 +51,7 @@ class RateLimit {
   };
   void forget_full(Clock::time_point now);
 
-  const double per_second_;
+  std::atomic<double> per_second_;
   std::mutex mutex_;
   // Guarded by mutex_:
   std::unordered_map<std::string, Bucket> buckets_;

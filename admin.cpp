@@ -21,8 +21,6 @@ constexpr auto kClientMax = milliseconds(1000);
 // For database and Ollama together. Below the second after which the usual probes give up.
 constexpr auto kReadyMax = milliseconds(700);
 constexpr int kBacklog = 16;
-// A GET has no body.
-constexpr size_t kBodyBytesMax = 0;
 constexpr size_t kReadBytes = 2048;
 
 constexpr const char* kAddressWanted = "' is not HOST:PORT, such as 127.0.0.1:9091 or [::1]:9091";
@@ -147,7 +145,9 @@ void Admin::run() {
 }
 
 void Admin::serve(UniqueFd socket) {
-  Connection connection(std::move(socket), nullptr, "", kBodyBytesMax);
+  // A GET has no body. The times are for who keeps a connection; this one ends with its answer.
+  static const auto kLimits = std::make_shared<const Connection::Limits>(Connection::Limits{0, kClientMax, kClientMax, kClientMax, kClientMax});
+  Connection connection(std::move(socket), nullptr, "", kLimits);
   if (!read_request(connection, Deadline::after(kClientMax))) return;
   const auto began = Clock::now();
   const http1::RequestReader& reader = connection.reader;

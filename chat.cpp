@@ -111,13 +111,20 @@ void note_ending(Exchange& exchange, Ending ending, const Generation& generation
 // slot and the conversation's turn until it goes; the turn among all chatterds ends with the stored reply.
 class ChatTurn {
  public:
-  ChatTurn(Services& services, StreamSlots::Slot slot, Conversations::Turn turn, SharedTurn shared_turn, Reply reply, std::unique_ptr<Generation> generation)
-      : services_(services), slot_(std::move(slot)), turn_(std::move(turn)), shared_turn_(std::move(shared_turn)), reply_(std::move(reply)), generation_(std::move(generation)) {}
+  ChatTurn(Services& services, std::shared_ptr<const Config> config, StreamSlots::Slot slot, Conversations::Turn turn, SharedTurn shared_turn,
+           Reply reply, std::unique_ptr<Generation> generation)
+      : services_(services),
+        config_(std::move(config)),
+        slot_(std::move(slot)),
+        turn_(std::move(turn)),
+        shared_turn_(std::move(shared_turn)),
+        reply_(std::move(reply)),
+        generation_(std::move(generation)) {}
 
   bool run(const SendPiece& send) {
     Exchange& exchange = Exchange::current();
-    Relay relay(services_.config, exchange, send);
-    SseFraming framing(services_.config.max_line, services_.config.keep_whitespace);
+    Relay relay(*config_, exchange, send);
+    SseFraming framing(config_->max_line, config_->keep_whitespace);
     keep_count(relay, exchange);
     // Headers wait for the first line, unless there is none yet.
     if (!generation_->has_unread() && !send("")) return false;
@@ -171,7 +178,7 @@ class ChatTurn {
   }
 
   std::optional<DbFailure> store_again(Relay& relay, const SseFraming& framing, bool& listening, DbFailure failure) {
-    const Deadline give_up = Deadline::after(services_.config.store_retry);
+    const Deadline give_up = Deadline::after(config_->store_retry);
     while (failure.fault == DbFault::unavailable && !give_up.passed()) {
       const Wake wake = listening ? relay.idle(kStorePause, framing) : Exchange::current().wait_without_client(Deadline::after(kStorePause));
       if (wake == Wake::client_left) listening = false;
@@ -184,6 +191,7 @@ class ChatTurn {
   }
 
   Services& services_;
+  const std::shared_ptr<const Config> config_;
   StreamSlots::Slot slot_;
   Conversations::Turn turn_;
   SharedTurn shared_turn_;
@@ -198,9 +206,10 @@ void handle_llmchat(Services& services, const Request& request, Response& respon
   if (!chat.ok()) return reply_error(response, 422, chat.error().sentence);
   auto slot = take_slot(services, response);
   if (!slot) return;
+  const auto config = services.config.get();
   const std::string& app_id = chat.value().app_id;
-  const Deadline turn_wait = Deadline::after(services.config.turn_wait);
-  auto turn = services.conversations.enter(app_id, services.config.turn_wait);
+  const Deadline turn_wait = Deadline::after(config->turn_wait);
+  auto turn = services.conversations.enter(app_id, config->turn_wait);
   if (!turn) return reply_no_turn(services, response);
 
   Exchange& exchange = Exchange::current();
@@ -217,7 +226,7 @@ void handle_llmchat(Services& services, const Request& request, Response& respon
 
   exchange.note_asked();
   auto generation = services.ollama.start("POST", "/chat", build_ollama_body(chat.value(), conversation.value()));
-  const auto event = generation->read_head(exchange, Deadline::after(services.config.ollama_grace));
+  const auto event = generation->read_head(exchange, Deadline::after(config->ollama_grace));
   if (event == Generation::Event::head && generation->status() >= 400) {
     const int status = generation->status();
     count_failure(OllamaError::status);
@@ -229,7 +238,8 @@ void handle_llmchat(Services& services, const Request& request, Response& respon
   response.set_header("Cache-Control", "no-cache");
   response.set_header("X-Accel-Buffering", "no");
   Reply reply{shared_turn.turn(), "", conversation.value().reply_place};
-  const auto chat_turn = std::make_shared<ChatTurn>(services, std::move(*slot), std::move(*turn), std::move(shared_turn), std::move(reply), std::move(generation));
+  const auto chat_turn = std::make_shared<ChatTurn>(services, config, std::move(*slot), std::move(*turn), std::move(shared_turn), std::move(reply),
+                                                    std::move(generation));
   stream_response(response, "text/event-stream", [chat_turn](const SendPiece& send) { return chat_turn->run(send); });
 }
 
@@ -238,9 +248,10 @@ void handle_llmprompt(Services& services, const Request& request, Response& resp
   if (!slot) return;
   Exchange& exchange = Exchange::current();
   exchange.begin_stream();
+  const auto config = services.config.get();
   exchange.note_asked();
   auto generation = services.ollama.start("POST", "/generate", request.body);
-  const auto event = generation->read_head(exchange, Deadline::after(services.config.ollama_timeout));
+  const auto event = generation->read_head(exchange, Deadline::after(config->ollama_timeout));
   if (event != Generation::Event::head) return reply_no_answer(response, event, *generation);
 
   struct Answer {
@@ -250,9 +261,9 @@ void handle_llmprompt(Services& services, const Request& request, Response& resp
   const int status = generation->status();
   const std::string content_type = generation->content_type().empty() ? "application/octet-stream" : generation->content_type();
   const auto answer = std::make_shared<Answer>(Answer{std::move(*slot), std::move(generation)});
-  stream_response(response, content_type, [&services, answer, content_type](const SendPiece& send) {
+  stream_response(response, content_type, [config, answer, content_type](const SendPiece& send) {
     Exchange& current = Exchange::current();
-    Relay relay(services.config, current, send);
+    Relay relay(*config, current, send);
     RawFraming framing(content_type.starts_with("application/x-ndjson"));
     keep_count(relay, current);
     if (!answer->generation->has_unread() && !send("")) return false;

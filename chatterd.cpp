@@ -1,4 +1,4 @@
-// chatterd's boot, in order, and its end.
+// chatterd's boot, in order, its life between the signals, and its end.
 #include <malloc.h>
 #include <pthread.h>
 #include <sys/resource.h>
@@ -21,7 +21,9 @@
 #include "log.hpp"
 #include "ollama.hpp"
 #include "privileges.hpp"
+#include "reload.hpp"
 #include "server.hpp"
+#include "service.hpp"
 #include "spool.hpp"
 #include "tls.hpp"
 
@@ -68,10 +70,10 @@ sigset_t block_signals() {
   return signals;
 }
 
-// One second at most, so that the caller can look after things. Returns the signal that came, or 0.
-int wait_for_signal(const sigset_t& signals) {
-  const timespec second{1, 0};
-  return std::max(0, sigtimedwait(&signals, nullptr, &second));
+// Returns the signal that came, or 0.
+int wait_for_signal(const sigset_t& signals, milliseconds at_most) {
+  const timespec time{at_most.count() / 1000, at_most.count() % 1000 * 1'000'000};
+  return std::max(0, sigtimedwait(&signals, nullptr, &time));
 }
 
 bool ends(int signal) { return signal == SIGTERM || signal == SIGINT; }
@@ -88,36 +90,12 @@ void look_for_ollama(Ollama& ollama) {
   }
 }
 
-Server::Settings server_settings(const Config& config) {
-  Server::Settings settings;
-  settings.host = config.host;
-  settings.port = config.port;
-  settings.body_bytes_max = config.max_body;
-  settings.connections_max = config.max_connections;
-  settings.threads_max = config.threads_max();
-  settings.header_timeout = config.header_timeout;
-  settings.body_timeout = config.body_timeout;
-  settings.idle_timeout = config.idle_timeout;
-  settings.write_timeout = config.write_timeout;
-  return settings;
-}
-
 int fail(const StartProblem& problem) {
   std::cerr << std::string(journal_prefix(LogLevel::error)) + "chatterd: " + problem.sentence + "\n" << std::flush;
   return problem.wrong_configuration ? kExitConfiguration : kExitFailure;
 }
 
 int refuse_configuration(const std::string& line) { return fail({true, line}); }
-
-// SIGHUP: what may change without a restart is read again; what can't be used leaves all as it was.
-void reload(Services& services) {
-  if (services.config.api_keys.empty()) return;
-  if (const auto problem = services.api_keys.load(services.config.api_keys)) {
-    LogLine(LogLevel::error, "reload_failed").add("reason", *problem);
-  } else {
-    LogLine(LogLevel::info, "reloaded");
-  }
-}
 
 // Gives the memory of a burst back once it is over, for malloc keeps it. Call it about once a second.
 void trim_memory(Server& server) {
@@ -127,28 +105,59 @@ void trim_memory(Server& server) {
   trimmed = at_rest;
 }
 
-// Serves until a signal to end; a second one ends at once, whatever is under way.
-int serve(Server& server, Services& services, const Keeper& keeper, Admin& admin, const sigset_t& signals) {
-  server.start();
-  admin.start();
-  std::cerr << "listening on " + server.url() + "\n" << std::flush;
-  for (int signal = 0; !ends(signal); signal = wait_for_signal(signals)) {
-    if (signal == SIGHUP) reload(services);
-    services.ollama.close_idle();
-    trim_memory(server);
-    if (keeper.failed()) return kExitFailure;
+// For `systemctl status`: the streams, and what is away.
+std::string status_text(Services& services) {
+  const size_t streams = services.slots.taken();
+  std::string text = std::to_string(streams) + (streams == 1 ? " stream" : " streams");
+  if (services.database.away()) text += "; database away";
+  const std::vector<OllamaState> ollamas = services.ollama.addresses();
+  const auto away = static_cast<size_t>(std::count_if(ollamas.begin(), ollamas.end(), [](const OllamaState& state) { return state.resting; }));
+  if (away == ollamas.size()) {
+    text += "; Ollama away";
+  } else if (away != 0) {
+    text += "; " + std::to_string(away) + " of " + std::to_string(ollamas.size()) + " Ollamas away";
   }
+  return text;
+}
+
+// Tells systemd's watchdog that chatterd is alive, as long as it proves to be. The thread that does so is the one that
+// also takes the locks of pools, slots, database and Ollama about once a second, so that one held for ever counts too.
+class Heart {
+ public:
+  explicit Heart(ServiceManager& manager) : manager_(manager) {}
+
+  /// How long the thread may sleep between two calls of beat(): a second, so that it can look after things, and with a
+  /// short watchdog less.
+  milliseconds pause() const { return std::min(milliseconds(1000), manager_.watchdog().value_or(milliseconds(4000)) / 4); }
+
+  void beat(Server& server) {
+    const auto watchdog = manager_.watchdog();
+    if (!watchdog || Clock::now() < beat_at_ + *watchdog / 4) return;
+    beat_at_ = Clock::now();
+    const std::string_view stuck = server.self_check(*watchdog / 2);
+    if (stuck.empty()) return manager_.alive();
+    LogLine(LogLevel::error, "self_check_failed").add("part", stuck);
+  }
+
+ private:
+  ServiceManager& manager_;
+  Clock::time_point beat_at_{};
+};
+
+// Lets what is under way come to its end; a second signal to end does so at once.
+int stop(Server& server, Services& services, Admin& admin, ServiceManager& manager, const sigset_t& signals) {
+  const milliseconds drain = services.config.get()->drain;
   LogLine(LogLevel::info, "stopping");
   admin.stop();
+  manager.stopping(drain + Server::kStopMax);
   services.conversations.close();
   std::atomic<bool> all_ended{false};
   std::thread stopper([&] {
-    all_ended = server.stop(services.config.drain);
+    all_ended = server.stop(drain);
     if (!all_ended) LogLine(LogLevel::error, "requests_cut_off");
     kill(getpid(), SIGTERM);  // wakes the wait below
   });
-  while (!ends(wait_for_signal(signals))) {
-  }
+  while (!ends(wait_for_signal(signals, std::chrono::seconds(1)))) manager.set_status("stopping; " + status_text(services));
   // Threads may still be at work: no time for destructors, which would wait for them.
   if (!all_ended) _exit(kExitOk);
   stopper.join();
@@ -156,11 +165,37 @@ int serve(Server& server, Services& services, const Keeper& keeper, Admin& admin
   return kExitOk;
 }
 
-int run(const Config& config) {
+// Serves until a signal to end.
+int serve(Server& server, Services& services, Reloader& reloader, const Keeper& keeper, Admin& admin, ServiceManager& manager,
+          const sigset_t& signals) {
+  server.start();
+  admin.start();
+  std::cerr << "listening on " + server.url() + "\n" << std::flush;
+  manager.ready();
+  Heart heart(manager);
+  for (int signal = 0; !ends(signal); signal = wait_for_signal(signals, heart.pause())) {
+    if (signal == SIGHUP) {
+      manager.reloading();
+      reloader.reload();
+      manager.ready();
+    }
+    services.ollama.close_idle();
+    trim_memory(server);
+    if (keeper.failed()) return kExitFailure;
+    manager.set_status(status_text(services));
+    heart.beat(server);
+  }
+  return stop(server, services, admin, manager, signals);
+}
+
+int run(const Config& config, const std::vector<std::string>& arguments, const EnvFile& env_file) {
   set_process_limits();
   set_log_level(*log_level_of(config.log_level));
   set_log_format(*log_format_of(config.log_format));
   const sigset_t signals = block_signals();
+  ServiceManager manager;
+  auto passed_socket = take_passed_socket();
+  if (!passed_socket.ok()) return fail(passed_socket.error());
   auto addresses = OllamaAddress::parse_list(config.ollama);
   if (!addresses.ok()) return refuse_configuration("--ollama: " + addresses.error());
   SslContext tls;
@@ -183,7 +218,11 @@ int run(const Config& config) {
   Health health(database, ollama);
   Admin admin(server, services, health, kVersion);
   // The last things that may need root: the ports and the state folder.
-  if (const auto problem = server.bind()) return fail(*problem);
+  if (passed_socket.value()) {
+    server.adopt(std::move(passed_socket.value()));
+  } else if (const auto problem = server.bind()) {
+    return fail(*problem);
+  }
   if (!config.admin.empty()) {
     if (const auto problem = admin.bind(config.admin)) return fail(*problem);
   }
@@ -197,14 +236,20 @@ int run(const Config& config) {
   if (!keeper.begin()) return kExitFailure;
   look_for_ollama(ollama);
   health.start();
-  return serve(server, services, keeper, admin, signals);
+  Reloader reloader(arguments, env_file, services, server);
+  return serve(server, services, reloader, keeper, admin, manager, signals);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const auto config = parse_config({argv + 1, argv + argc}, [](const char* name) -> const char* { return std::getenv(name); });
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  const auto environment = [](const char* name) -> const char* { return std::getenv(name); };
+  const auto env_file = load_env_file(arguments, environment);
+  if (!env_file.ok()) return refuse_configuration(env_file.error().line);
+  const auto config = parse_config(arguments, environment, env_file.value());
   if (!config.ok()) return refuse_configuration(config.error().line);
+  adopt_environment(env_file.value());
   const Config& chosen = config.value();
   if (chosen.help) {
     std::cout << help_text();
@@ -219,5 +264,5 @@ int main(int argc, char** argv) {
     return kExitOk;
   }
   if (chosen.check) return run_check(chosen) ? kExitOk : kExitFailure;
-  return run(chosen);
+  return run(chosen, arguments, env_file.value());
 }

@@ -240,20 +240,17 @@ Result<Config, ConfigError> parse_config(const std::vector<std::string>& argumen
 
 Reloaded reload_config(const Config& running, const Config& wanted) {
   Reloaded reloaded{running, {}, {}};
-  for (const Option& option : kOptions) {
-    const bool same = std::visit(Overloaded{
-                                     [&](const Option::Number& number) { return running.*(number.field) == wanted.*(number.field); },
-                                     [&](const Option::Time& time) { return running.*(time.field) == wanted.*(time.field); },
-                                     [&](auto field) { return running.*field == wanted.*field; },
-                                 },
-                                 option.field);
-    if (same) continue;
+  const auto take_over = [&](const Option& option, auto member) {
+    if (running.*member == wanted.*member) return;
     (option.reloads ? reloaded.changed : reloaded.needs_restart).push_back("--" + std::string(option.name));
-    if (!option.reloads) continue;
+    if (option.reloads) reloaded.config.*member = wanted.*member;
+  };
+  for (const Option& option : kOptions) {
     std::visit(Overloaded{
-                   [&](const Option::Number& number) { reloaded.config.*(number.field) = wanted.*(number.field); },
-                   [&](const Option::Time& time) { reloaded.config.*(time.field) = wanted.*(time.field); },
-                   [&](auto field) { reloaded.config.*field = wanted.*field; },
+                   [&](const Option::Number& number) { take_over(option, number.field); },
+                   [&](const Option::Time& time) { take_over(option, time.field); },
+                   [&](const Option::Choice& choice) { take_over(option, choice.field); },
+                   [&](auto member) { take_over(option, member); },
                },
                option.field);
   }

@@ -7,12 +7,22 @@
 
 #include <cerrno>
 
-Connection::Connection(UniqueFd socket, Ssl ssl, std::string address, size_t body_bytes_max)
-    : reader(body_bytes_max), socket_(std::move(socket)), ssl_(std::move(ssl)), address_(std::move(address)), handshaken_(ssl_ == nullptr) {
+Connection::Connection(UniqueFd socket, Ssl ssl, std::string address, std::shared_ptr<const Limits> limits)
+    : reader(limits->body_bytes_max),
+      socket_(std::move(socket)),
+      ssl_(std::move(ssl)),
+      address_(std::move(address)),
+      limits_(std::move(limits)),
+      handshaken_(ssl_ == nullptr) {
   if (ssl_) {
     SSL_set_fd(ssl_.get(), socket_.get());
     SSL_set_accept_state(ssl_.get());
   }
+}
+
+void Connection::set_limits(std::shared_ptr<const Limits> limits) {
+  limits_ = std::move(limits);
+  reader.set_body_bytes_max(limits_->body_bytes_max);
 }
 
 Connection::Io Connection::ssl_outcome(int result) {

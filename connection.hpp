@@ -21,8 +21,18 @@ class Connection {
   enum class Io { done, wants_read, wants_write, closed };
   using Waiting = std::multimap<Clock::time_point, std::unique_ptr<Connection>>;
 
+  /// What bounds each of its requests.
+  struct Limits {
+    size_t body_bytes_max;
+    milliseconds header_timeout, body_timeout, idle_timeout, write_timeout;
+  };
+
   /// `ssl` is null for plain HTTP.
-  Connection(UniqueFd socket, Ssl ssl, std::string address, size_t body_bytes_max);
+  Connection(UniqueFd socket, Ssl ssl, std::string address, std::shared_ptr<const Limits> limits);
+
+  const Limits& limits() const { return *limits_; }
+  /// For the next request; between two of them only.
+  void set_limits(std::shared_ptr<const Limits> limits);
 
   int fd() const { return socket_.get(); }
   const std::string& address() const { return address_; }  ///< the client's, without a port
@@ -58,6 +68,7 @@ class Connection {
   UniqueFd socket_;
   Ssl ssl_;
   std::string address_;
+  std::shared_ptr<const Limits> limits_;
   bool handshaken_;
   bool corked_ = false;
 };

@@ -89,7 +89,9 @@ std::string database_name(const std::string& conninfo) {
 }
 
 Database::Database(Settings settings)
-    : settings_(std::move(settings)), servers_(std::make_unique<db_internal::Servers>(settings_.conninfo)) {}
+    : settings_(std::move(settings)),
+      call_timeout_(settings_.call_timeout),
+      servers_(std::make_unique<db_internal::Servers>(settings_.conninfo)) {}
 Database::~Database() = default;
 
 std::optional<DbFailure> Database::post(const PostRequest& chatt) {
@@ -217,7 +219,7 @@ std::vector<Database::Change*> Database::next_batch(Change* leader) {
   const std::lock_guard lock(changes_mutex_);
   std::vector<Change*> batch{leader};
   // A batch has the deadline of its first: one that has waited long must not hurry those that came later.
-  if (leader->deadline.at() < Clock::now() + settings_.call_timeout / 2) return batch;
+  if (leader->deadline.at() < Clock::now() + call_timeout_.load() / 2) return batch;
   while (!changes_.empty() && batch.size() < kBatchChangesMax) {
     batch.push_back(changes_.front());
     changes_.pop_front();
@@ -275,7 +277,7 @@ Database::Opened Database::borrow(Deadline deadline) {
   }
   ++open_;
   lock.unlock();
-  auto opened = servers_->connect(prepared_statements(), settings_.call_timeout, deadline);
+  auto opened = servers_->connect(prepared_statements(), call_timeout_, deadline);
   if (!opened.ok()) {
     lock.lock();
     --open_;

@@ -6,6 +6,7 @@
 // after it has returned.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -173,10 +174,12 @@ class Database {
   /// Whether the database answers: over a connection that is idle or else a new one, so that it does not
   /// wait while the pool is in use. Nothing: it does; else why not. Also notes that, for the log.
   std::optional<std::string> probe(Deadline deadline);
-  /// Whether it could not be used when it was last asked.
+  /// Whether it could not be used when it was last asked, or its table has not been made usable yet.
   bool away();
   /// Closes connections that nobody has needed for a while; call it about once a second.
   void close_idle();
+  /// For calls from now on.
+  void set_call_timeout(milliseconds timeout) { call_timeout_ = timeout; }
 
  private:
   using Connection = db_internal::Connection;
@@ -201,7 +204,7 @@ class Database {
   Opened borrow(Deadline deadline);
   void give_back(std::unique_ptr<Connection> connection);
   void note_availability(const DbFailure* failure);
-  Deadline call_deadline() const { return Deadline::after(settings_.call_timeout); }
+  Deadline call_deadline() const { return Deadline::after(call_timeout_.load()); }
   void hold(const Turn& turn, bool over);
   std::vector<DueTurn> due_turns(Clock::time_point now);
   std::optional<DbFailure> insert_reply(const Reply& reply);
@@ -213,6 +216,7 @@ class Database {
   static void share(Results results, const std::vector<Change*>& batch);
 
   const Settings settings_;
+  std::atomic<milliseconds> call_timeout_;  // the settings' one, until it is changed
   const std::unique_ptr<db_internal::Servers> servers_;
   std::mutex mutex_;
   std::condition_variable returned_;

@@ -13,7 +13,7 @@ Database::PoolUse Database::pool_use() {
 
 bool Database::away() {
   const std::lock_guard lock(mutex_);
-  return away_;
+  return away_ || !schema_ready_;
 }
 
 std::optional<std::string> Database::probe(Deadline deadline) {
@@ -35,7 +35,7 @@ std::optional<std::string> Database::probe(Deadline deadline) {
     }
     // It may have died while it was idle: a new one tells.
   }
-  const auto opened = servers_->connect({}, settings_.call_timeout, deadline);
+  const auto opened = servers_->connect({}, call_timeout_, deadline);
   note_availability(opened.ok() ? nullptr : &opened.error());
   return opened.ok() ? std::nullopt : std::optional(opened.error().detail);
 }

@@ -131,8 +131,8 @@ std::string_view schema_sql() {
 }
 
 TableState Database::look() {
-  const Deadline deadline = Deadline::after(settings_.call_timeout);
-  auto opened = servers_->connect({}, settings_.call_timeout, deadline);
+  const Deadline deadline = call_deadline();
+  auto opened = servers_->connect({}, call_timeout_, deadline);
   if (!opened.ok()) return {opened.error().detail, "", false};
   const auto look = look_at_table(*opened.value(), deadline);
   if (!look.ok()) return {look.error().detail, "", false};
@@ -140,8 +140,8 @@ TableState Database::look() {
 }
 
 std::optional<SchemaProblem> Database::prepare_schema() {
-  const Deadline deadline = Deadline::after(settings_.call_timeout);
-  auto opened = servers_->connect({}, settings_.call_timeout, deadline);
+  const Deadline deadline = call_deadline();
+  auto opened = servers_->connect({}, call_timeout_, deadline);
   if (!opened.ok()) return as_problem(opened.error());
   Connection& connection = *opened.value();
   auto look = look_at_table(connection, deadline);

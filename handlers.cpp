@@ -91,8 +91,9 @@ void handle_postchatt(Services& services, const Request& request, Response& resp
 void handle_llmprep(Services& services, const Request& request, Response& response) {
   const auto prep = parse_prep_request(request.body);
   if (!prep.ok()) return reply_error(response, 422, prep.error().sentence);
-  const Deadline turn_wait = Deadline::after(services.config.turn_wait);
-  const auto turn = services.conversations.enter(prep.value().app_id, services.config.turn_wait);
+  const auto config = services.config.get();
+  const Deadline turn_wait = Deadline::after(config->turn_wait);
+  const auto turn = services.conversations.enter(prep.value().app_id, config->turn_wait);
   if (!turn) return reply_no_turn(services, response);
   SharedTurn shared_turn(services.database, prep.value().app_id);
   PlainWaiter waiter;  // a client that has ended its side still gets its answer

@@ -7,6 +7,7 @@
 #include "access.hpp"
 #include "config.hpp"
 #include "db.hpp"
+#include "live.hpp"
 #include "ollama.hpp"
 #include "server.hpp"
 #include "spool.hpp"
@@ -22,7 +23,7 @@ struct Services {
         rate(config_in.rate),
         slots(config_in.max_streams, config_in.streams_per_client) {}
 
-  const Config& config;
+  Live<Config> config;  ///< a request takes it once
   Database& database;
   Spool& spool;
   Ollama& ollama;

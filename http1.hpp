@@ -88,6 +88,8 @@ class RequestReader {
 
   explicit RequestReader(size_t body_bytes_max) : body_bytes_max_(body_bytes_max) {}
 
+  /// Before a request's first byte.
+  void set_body_bytes_max(size_t body_bytes_max) { body_bytes_max_ = body_bytes_max; }
   /// Adds what arrived. Bytes behind a complete request are kept for the next one. After `refused`
   /// the connection is of no more use: where the next request would begin is not known.
   State feed(std::string_view bytes);

@@ -3,6 +3,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -21,8 +22,10 @@ constexpr int kBacklog = 4096;
 constexpr auto kAcceptPause = milliseconds(100);
 // How often the log says so, and that there are too many connections.
 constexpr auto kAcceptTold = std::chrono::seconds(10);
-// Beyond --drain: for streams to say that they end, and for their replies to be stored.
-constexpr auto kStopMax = std::chrono::seconds(10);
+// A client that was accepted just before the stop gets this long for its handshake and request: a few round trips.
+constexpr auto kLastRequestsMax = std::chrono::seconds(3);
+// How many requests a connection may have, for the Keep-Alive header: it has no limit of its own.
+constexpr int kKeepAliveRequests = 100'000;
 constexpr int kEventsMax = 256;
 // More than processors: a burst of lines is shared with the threads of the other programs here, and more of
 // ours at work mean a larger share, and so a shorter way for each line (docs/performance.md).
@@ -43,28 +46,39 @@ void signal(const UniqueFd& event) {
   [[maybe_unused]] const ssize_t written = ::write(event.get(), &one, sizeof one);
 }
 
-void watch(const UniqueFd& epoll, const UniqueFd& watched) {
+void watch(const UniqueFd& epoll, int fd, const void* who) {
   epoll_event event{};
   event.events = EPOLLIN;
-  event.data.ptr = const_cast<UniqueFd*>(&watched);
-  ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, watched.get(), &event);
+  event.data.ptr = const_cast<void*>(who);
+  ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &event);
+}
+
+Connection::Limits limits_of(const Server::Settings& settings) {
+  return {settings.body_bytes_max, settings.header_timeout, settings.body_timeout, settings.idle_timeout, settings.write_timeout};
 }
 
 }  // namespace
 
 Server::Server(Settings settings, SslContext tls)
-    : settings_(std::move(settings)),
+    : host_(std::move(settings.host)),
+      port_(settings.port),
+      has_tls_(tls != nullptr),
+      connections_max_(settings.connections_max),
+      threads_max_(settings.threads_max),
+      limits_(limits_of(settings)),
       tls_(std::move(tls)),
       epoll_(::epoll_create1(EPOLL_CLOEXEC)),
       greeting_(::epoll_create1(EPOLL_CLOEXEC)),
-      door_event_(::eventfd(0, EFD_CLOEXEC)),
       stop_event_(::eventfd(0, EFD_CLOEXEC)) {
-  // httplib puts these into its Keep-Alive header only.
-  set_keep_alive_timeout(std::chrono::duration_cast<std::chrono::seconds>(settings_.idle_timeout).count());
-  set_keep_alive_max_count(100'000);
   set_post_routing_handler([](const httplib::Request&, httplib::Response& response) {
-    Exchange::current().status = response.status;
-    response.set_header("X-Request-Id", Exchange::current().id());
+    Exchange& exchange = Exchange::current();
+    exchange.status = response.status;
+    response.set_header("X-Request-Id", exchange.id());
+    // httplib's own says what holds for connections that it keeps.
+    if (response.headers.erase("Keep-Alive") != 0) {
+      const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(exchange.connection_.limits().idle_timeout).count();
+      response.set_header("Keep-Alive", "timeout=" + std::to_string(seconds) + ", max=" + std::to_string(kKeepAliveRequests));
+    }
   });
 }
 
@@ -73,14 +87,14 @@ Server::~Server() {
 }
 
 std::optional<StartProblem> Server::bind() {
-  if (!settings_.host.empty()) return bind_to(AF_UNSPEC, settings_.host.c_str());
+  if (!host_.empty()) return bind_to(AF_UNSPEC, host_.c_str());
   // One socket for both families; without IPv6 on this machine, IPv4 alone.
   if (auto problem = bind_to(AF_INET6, "::"); !problem || errno != EAFNOSUPPORT) return problem;
   return bind_to(AF_INET, "0.0.0.0");
 }
 
 std::optional<StartProblem> Server::bind_to(int family, const char* host) {
-  const std::string port = std::to_string(settings_.port);
+  const std::string port = std::to_string(port_);
   addrinfo hints{};
   hints.ai_family = family;
   hints.ai_socktype = SOCK_STREAM;
@@ -104,9 +118,14 @@ std::optional<StartProblem> Server::bind_to(int family, const char* host) {
     errno = error;
     return StartProblem{false, std::move(problem)};
   }
+  adopt(std::move(listener_));
+  return std::nullopt;
+}
+
+void Server::adopt(UniqueFd listener) {
+  listener_ = std::move(listener);
   // httplib ends a response early when it believes to be stopped, which it sees by its own listener.
   svr_sock_ = listener_.get();
-  return std::nullopt;
 }
 
 std::string Server::url() const {
@@ -116,40 +135,62 @@ std::string Server::url() const {
   const bool v6 = address.ss_family == AF_INET6;
   const in_port_t port = v6 ? reinterpret_cast<sockaddr_in6&>(address).sin6_port : reinterpret_cast<sockaddr_in&>(address).sin_port;
   const std::string host = text_of(address);
-  return std::string(tls_ ? "https://" : "http://") + (v6 ? "[" + host + "]" : host) + ":" + std::to_string(ntohs(port));
+  return std::string(has_tls_ ? "https://" : "http://") + (v6 ? "[" + host + "]" : host) + ":" + std::to_string(ntohs(port));
 }
 
 void Server::start() {
   pump_ = std::make_unique<Pump>(kPumpThreads, stop_event_.get());
-  workers_ = std::make_unique<Workers>(settings_.threads_max, [this](Held connection) { serve(std::move(connection)); });
-  watch(epoll_, listener_);
-  watch(epoll_, door_event_);
-  watch(greeting_, door_event_);
+  workers_ = std::make_unique<Workers>(threads_max_, [this](Held connection) { serve(std::move(connection)); });
+  watch(epoll_, listener_.get(), &listener_);
+  watch(epoll_, door_pulse_.fd(), &door_pulse_);
+  watch(greeting_, greeters_pulse_.fd(), &greeters_pulse_);
   // A handshake is all computing, so more threads than processors gain nothing; and what OpenSSL keeps for
   // each thread that has made one, and the stack it has touched, is kept for these only.
-  const size_t greeters = tls_ ? std::max(2u, std::thread::hardware_concurrency()) : 0;
+  const size_t greeters = has_tls_ ? std::max(2u, std::thread::hardware_concurrency()) : 0;
   for (size_t i = 0; i < greeters; ++i) greeters_.emplace_back([this] { keep_greeting(); });
   door_ = std::thread([this] { keep_door(); });
 }
 
 Server::Use Server::use() {
-  return {connections_, settings_.connections_max, workers_->threads(), settings_.threads_max, workers_->waiting()};
+  return {connections_, connections_max_, workers_->threads(), workers_->threads_max(), workers_->waiting()};
+}
+
+void Server::set_limits(const Settings& settings) {
+  connections_max_ = settings.connections_max;
+  workers_->set_threads_max(settings.threads_max);
+  limits_.set(limits_of(settings));
+}
+
+void Server::set_tls(SslContext tls) { tls_.set(std::move(tls)); }
+
+std::string_view Server::self_check(Clock::duration patience) {
+  const bool pump_beats = pump_->beats(patience);
+  const bool greeters_beat = !has_tls_ || greeters_pulse_.beats(patience);
+  if (!door_pulse_.beats(patience)) return "door";
+  if (!greeters_beat) return "greeters";
+  if (!pump_beats) return "pump";
+  return answers_itself() ? "" : "routing";
 }
 
 bool Server::stop(milliseconds drain) {
   draining_ = true;
-  signal(door_event_);
+  door_pulse_.wake();
+  std::unique_lock lock(mutex_);
+  const bool drained = served_.wait_for(lock, drain, [this] { return !accepting_ && serving_ == 0 && waiting_.empty(); });
+  closed_ = true;
+  if (!drained) signal(stop_event_);
+  lock.unlock();
+  door_pulse_.wake();
+  greeters_pulse_.wake();
   door_.join();
   for (std::thread& greeter : greeters_) greeter.join();
-  std::unique_lock lock(mutex_);
+  lock.lock();
   Connection::Waiting closing;
   closing.swap(waiting_);
   lock.unlock();
   closing.clear();
   lock.lock();
-  const auto none_left = [this] { return serving_ == 0; };
-  if (!served_.wait_for(lock, drain, none_left)) signal(stop_event_);
-  const bool all_ended = served_.wait_for(lock, kStopMax, none_left);
+  const bool all_ended = served_.wait_for(lock, kStopMax, [this] { return serving_ == 0; });
   lock.unlock();
   if (all_ended) {
     workers_.reset();
@@ -161,8 +202,10 @@ bool Server::stop(milliseconds drain) {
 // ---- The door, which is one thread ----
 
 void Server::keep_door() {
+  ::pthread_setname_np(::pthread_self(), "door");
   std::array<epoll_event, kEventsMax> events;
-  while (!draining_) {
+  while (!closed_) {
+    if (draining_ && listener_) stop_accepting();
     const int wait_ms = handle_deadlines();
     const int count = ::epoll_wait(epoll_.get(), events.data(), kEventsMax, wait_ms);
     bool clients_came = false;
@@ -170,14 +213,44 @@ void Server::keep_door() {
       void* who = events[static_cast<size_t>(i)].data.ptr;
       if (who == &listener_) {
         clients_came = true;
-      } else if (who != &door_event_) {
+      } else if (who == &door_pulse_) {
+        door_pulse_.answer();
+      } else {
         hand_to(*workers_, take(static_cast<Connection*>(who)));
       }
     }
     // Last, because it may close idle connections, and one of those may have had an event too.
-    if (clients_came) accept_clients();
+    if (clients_came && !draining_) accept_clients();
   }
   listener_.reset();
+}
+
+// What has been accepted is still answered. What has not is left to who else has the listener, if anybody: they keep
+// it open, so that closing it here does not take it off the epoll.
+void Server::stop_accepting() {
+  ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, listener_.get(), nullptr);
+  listener_.reset();
+  accept_again_at_ = {};
+  Connection::Waiting closing;  // closed after the lock is gone
+  const std::lock_guard lock(mutex_);
+  last_requests_until_ = Clock::now() + kLastRequestsMax;
+  for (auto place = waiting_.begin(); place != waiting_.end();) {
+    const auto here = place++;
+    Connection& connection = *here->second;
+    pollfd watched{connection.fd(), POLLIN, 0};
+    // An idle client that has sent its next request has it answered.
+    if (connection.phase == Connection::Phase::idle && ::poll(&watched, 1, 0) == 0) {
+      closing.insert(waiting_.extract(here));
+      --connections_;
+    } else if (connection.phase != Connection::Phase::body && here->first > last_requests_until_) {
+      auto node = waiting_.extract(here);
+      node.key() = last_requests_until_;
+      connection.deadline = Deadline::at_time(last_requests_until_);
+      connection.waiting = waiting_.insert(std::move(node));
+    }
+  }
+  accepting_ = false;
+  served_.notify_all();
 }
 
 void Server::accept_clients() {
@@ -196,7 +269,7 @@ void Server::accept_clients() {
       }
       return pause_accepting(errno);
     }
-    if (connections_ >= settings_.connections_max && !evict_idle()) {
+    if (connections_ >= connections_max_ && !evict_idle()) {
       say_full();
       continue;  // closes it
     }
@@ -207,10 +280,10 @@ void Server::accept_clients() {
 void Server::admit(UniqueFd socket, std::string address) {
   const int on = 1;
   ::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-  Ssl ssl(tls_ ? SSL_new(tls_.get()) : nullptr);
-  if (tls_ && !ssl) return;
-  auto connection = std::make_unique<Connection>(std::move(socket), std::move(ssl), std::move(address), settings_.body_bytes_max);
-  connection->deadline = Deadline::after(settings_.header_timeout);
+  Ssl ssl(has_tls_ ? SSL_new(tls_.get()->get()) : nullptr);
+  if (has_tls_ && !ssl) return;
+  auto connection = std::make_unique<Connection>(std::move(socket), std::move(ssl), std::move(address), limits_.get());
+  connection->deadline = Deadline::after(connection->limits().header_timeout);
   ++connections_;
   park(std::move(connection), EPOLLIN);
 }
@@ -277,6 +350,7 @@ int Server::handle_deadlines() {
       if (late.back()->phase == Connection::Phase::body) ++serving_;
     }
     if (!waiting_.empty()) next = std::min(next, waiting_.begin()->first);
+    if (draining_) served_.notify_all();
   }
   for (Held& connection : late) {
     if (connection->phase == Connection::Phase::body) {
@@ -321,10 +395,11 @@ void Server::park(Held connection, std::uint32_t events) {
   Connection* const raw = connection.get();
   const int epoll = raw->handshaken() ? epoll_.get() : greeting_.get();
   const std::lock_guard lock(mutex_);
-  if (draining_) {
+  if (closed_ || (draining_ && raw->phase == Connection::Phase::idle)) {
     --connections_;
     return;
   }
+  if (raw->phase == Connection::Phase::opening) raw->deadline = Deadline::earlier(raw->deadline, Deadline::at_time(last_requests_until_));
   raw->waiting = waiting_.emplace(raw->deadline.at(), std::move(connection));
   epoll_event event{};
   event.events = events | EPOLLONESHOT;

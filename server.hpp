@@ -22,8 +22,10 @@
 #include <httplib.h>
 
 #include "connection.hpp"
+#include "live.hpp"
 #include "metrics.hpp"
 #include "net.hpp"
+#include "pulse.hpp"
 #include "pump.hpp"
 #include "result.hpp"
 #include "tls.hpp"
@@ -116,9 +118,12 @@ class Server : public httplib::Server {
   Server(Settings settings, SslContext tls);
   ~Server() override;
 
-  /// Takes the port.
+  /// Takes the port. Or, in its place:
   std::optional<StartProblem> bind();
-  /// The address it serves, such as https://[::]:443. After bind().
+  /// Serves a socket that listens already and is not blocking. Who made it may go on listening when the server
+  /// has stopped: what has not been accepted is then theirs.
+  void adopt(UniqueFd listener);
+  /// The address it serves, such as https://[::]:443. After bind() or adopt().
   std::string url() const;
   /// Begins to accept clients and returns.
   void start();
@@ -131,9 +136,27 @@ class Server : public httplib::Server {
     size_t waiting;               ///< requests for a thread
   };
   Use use();
-  /// Accepts no more, lets requests go on for `drain`, then orders streams to end, and returns when all
-  /// have, or false after some more seconds. Any thread, once.
+
+  // For a reload, after start(), any thread. What is under way goes on as it began:
+  /// All of the settings but host and port.
+  void set_limits(const Settings& settings);
+  /// For connections from now on; only for a server that has TLS. Its tickets' keys are new too, so clients make one
+  /// full handshake and see the new certificate.
+  void set_tls(SslContext tls);
+
+  /// Tries whether it works, and names what does not ("" when all does): the door, a greeter and each of the pump's threads
+  /// must have taken a turn within `patience` of being asked, and a request through the routing must be answered, on
+  /// this thread. None of these ever waits for a client, Ollama, the database or a free thread, nor
+  /// needs the port, so a server that is full, short of descriptors or all busy with streams passes; one whose door,
+  /// greeters or pump are stuck, or whose locks are held for ever, does not, or the call itself does not return. Workers are
+  /// not asked: one may rightly be busy for as long as an answer takes. After start(), always by the same thread.
+  std::string_view self_check(Clock::duration patience);
+
+  /// Accepts no more, lets requests go on for `drain`, those too whose first bytes are on their way, then orders
+  /// streams to end, and returns when all have, or false after some more seconds. Any thread, once.
   bool stop(milliseconds drain);
+  /// How long stop() may go on after `drain`.
+  static constexpr std::chrono::seconds kStopMax{10};
 
  private:
   friend class Exchange;
@@ -149,6 +172,7 @@ class Server : public httplib::Server {
   bool evict_idle();
   void say_full();
   void pause_accepting(int error);
+  void stop_accepting();
 
   // Serving, on a worker or greeter:
   void serve(Held connection);
@@ -164,20 +188,28 @@ class Server : public httplib::Server {
   void park(Held connection, std::uint32_t events);
   Held take(Connection* connection);
   bool process(Exchange::Stream& stream, const std::string& address, bool& connection_closed);
+  bool answers_itself();
 
   std::optional<StartProblem> bind_to(int family, const char* address);
 
-  const Settings settings_;
-  const SslContext tls_;
+  const std::string host_;
+  const size_t port_;
+  const bool has_tls_;
+  std::atomic<size_t> connections_max_;
+  const size_t threads_max_;  // at the start
+  Live<Connection::Limits> limits_;
+  Live<SslContext> tls_;
   UniqueFd listener_;
-  UniqueFd epoll_;       // of the door
-  UniqueFd greeting_;    // the epoll of the connections in their handshake
-  UniqueFd door_event_;  // eventfd: ends the door and the greeters
+  UniqueFd epoll_;     // of the door
+  UniqueFd greeting_;  // the epoll of the connections in their handshake
+  Pulse door_pulse_;
+  Pulse greeters_pulse_;  // one answers for all: which one takes an event is the kernel's choice
   UniqueFd stop_event_;  // eventfd: readable once streams have to end
   Clock::time_point accept_again_at_{};  // used by the door only
   Clock::time_point accept_told_at_{};   // likewise
   Clock::time_point full_told_at_{};     // likewise
-  std::atomic<bool> draining_{false};
+  std::atomic<bool> draining_{false};  // nothing is accepted any more
+  std::atomic<bool> closed_{false};    // the door and the greeters end
   std::atomic<size_t> connections_{0};
 
   std::mutex mutex_;
@@ -185,6 +217,8 @@ class Server : public httplib::Server {
   // Guarded by mutex_:
   Connection::Waiting waiting_;  // the connections that stand at an epoll, by deadline
   size_t serving_ = 0;           // those that a worker has
+  bool accepting_ = true;
+  Clock::time_point last_requests_until_ = Clock::time_point::max();  // a new connection's deadline once it stops
 
   std::unique_ptr<Pump> pump_;
   std::unique_ptr<Workers> workers_;

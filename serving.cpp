@@ -1,5 +1,6 @@
 // The part of the server that runs on workers and greeters: a connection's way from its first byte to a
 // whole request, and what is no request.
+#include <pthread.h>
 #include <sys/epoll.h>
 
 #include <array>
@@ -28,12 +29,18 @@ void Server::serve(Held connection) {
 
 // A greeter's life.
 void Server::keep_greeting() {
+  ::pthread_setname_np(::pthread_self(), "greeter");
   epoll_event event{};
-  while (!draining_) {
+  while (!closed_) {
     // One at a time: what this thread has taken, no other can.
-    if (::epoll_wait(greeting_.get(), &event, 1, -1) != 1 || event.data.ptr == &door_event_) continue;
-    greet(take(static_cast<Connection*>(event.data.ptr)));
+    if (::epoll_wait(greeting_.get(), &event, 1, -1) != 1) continue;
+    if (event.data.ptr == &greeters_pulse_) {
+      greeters_pulse_.answer();
+    } else {
+      greet(take(static_cast<Connection*>(event.data.ptr)));
+    }
   }
+  greeters_pulse_.wake();  // the next one, whose call this may have answered
 }
 
 // The handshake and, if it has come with its end, the request.
@@ -74,7 +81,7 @@ bool Server::advance(Held& connection) {
     if (!answer(*connection)) return false;
     const bool idle = connection->reader.next() == State::head && connection->reader.empty();
     connection->phase = idle ? Connection::Phase::idle : Connection::Phase::opening;
-    connection->deadline = Deadline::after(idle ? settings_.idle_timeout : settings_.header_timeout);
+    connection->deadline = Deadline::after(idle ? connection->limits().idle_timeout : connection->limits().header_timeout);
     return true;
   }
   // A client that sends a byte now and then is with a worker when the door looks for late ones.
@@ -88,7 +95,7 @@ bool Server::advance(Held& connection) {
   if (outcome == Io::closed) return false;
   if (outcome != Io::done) {
     if (connection->reader.take_expect_continue() &&
-        !connection->write("HTTP/1.1 100 Continue\r\n\r\n", Deadline::after(settings_.write_timeout), false)) {
+        !connection->write("HTTP/1.1 100 Continue\r\n\r\n", Deadline::after(connection->limits().write_timeout), false)) {
       return false;
     }
     if (next_request_comes(*connection)) return true;
@@ -114,11 +121,12 @@ Connection::Io Server::receive(Connection& connection) {
   if (outcome != Connection::Io::done) return outcome;
   if (connection.phase == Connection::Phase::idle) {
     connection.phase = Connection::Phase::opening;
-    connection.deadline = Deadline::after(settings_.header_timeout);
+    connection.set_limits(limits_.get());
+    connection.deadline = Deadline::after(connection.limits().header_timeout);
   }
   if (connection.reader.feed(bytes) == http1::RequestReader::State::body && connection.phase == Connection::Phase::opening) {
     connection.phase = Connection::Phase::body;
-    connection.deadline = Deadline::after(settings_.body_timeout);
+    connection.deadline = Deadline::after(connection.limits().body_timeout);
   }
   return outcome;
 }

@@ -21,13 +21,18 @@ milliseconds with_jitter(milliseconds pause) {
 Result<StreamSlots::Slot, StreamSlots::Full> StreamSlots::take(const std::string& client) {
   const std::lock_guard lock(mutex_);
   if (taken_ >= slots_max_) return Full::server;
-  if (per_client_max_ != 0) {
-    size_t& of_client = by_client_[client];
-    if (of_client >= per_client_max_) return Full::client;
-    ++of_client;
-  }
+  // Counted without a limit too: one may be set while the stream runs.
+  size_t& of_client = by_client_[client];
+  if (per_client_max_ != 0 && of_client >= per_client_max_) return Full::client;
+  ++of_client;
   ++taken_;
   return Slot(*this, client);
+}
+
+void StreamSlots::set_limits(size_t slots_max, size_t per_client_max) {
+  const std::lock_guard lock(mutex_);
+  slots_max_ = slots_max;
+  per_client_max_ = per_client_max;
 }
 
 size_t StreamSlots::taken() {
@@ -35,10 +40,14 @@ size_t StreamSlots::taken() {
   return taken_;
 }
 
+size_t StreamSlots::most() {
+  const std::lock_guard lock(mutex_);
+  return slots_max_;
+}
+
 void StreamSlots::give_back(const std::string& client) {
   const std::lock_guard lock(mutex_);
   --taken_;
-  if (per_client_max_ == 0) return;
   const auto place = by_client_.find(client);
   if (--place->second == 0) by_client_.erase(place);
 }

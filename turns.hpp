@@ -40,20 +40,21 @@ class StreamSlots {
 
   /// A slot for a stream to `client` (an address), or which limit it would go over.
   Result<Slot, Full> take(const std::string& client);
-
+  /// From now on; streams that run beyond a new limit go on.
+  void set_limits(size_t slots_max, size_t per_client_max);
   /// How many run now, and how many may.
   size_t taken();
-  size_t most() const { return slots_max_; }
+  size_t most();
 
  private:
   void give_back(const std::string& client);
 
-  const size_t slots_max_;
-  const size_t per_client_max_;
   std::mutex mutex_;
   // Guarded by mutex_:
+  size_t slots_max_;
+  size_t per_client_max_;
   size_t taken_ = 0;
-  std::unordered_map<std::string, size_t> by_client_;  // kept only with a limit per client
+  std::unordered_map<std::string, size_t> by_client_;
 };
 
 /// Lets one request at a time work on a conversation, in the order in which they came (contract

@@ -12,7 +12,7 @@ constexpr auto kIdleMax = std::chrono::seconds(5);
 
 }  // namespace
 
-Workers::Workers(size_t threads_max, std::function<void(Job)> serve) : threads_max_(threads_max), serve_(std::move(serve)) {}
+Workers::Workers(size_t threads_max, std::function<void(Job)> serve) : serve_(std::move(serve)), threads_max_(threads_max) {}
 
 Workers::~Workers() {
   std::unique_lock lock(mutex_);
@@ -38,6 +38,13 @@ Workers::Job Workers::submit(Job job) {
   return job;  // null where it was moved from
 }
 
+void Workers::set_threads_max(size_t threads_max) {
+  const std::lock_guard lock(mutex_);
+  threads_max_ = threads_max;
+  // With threads at work a queue is taken up as they come free; the new ones help.
+  while (!queue_.empty() && threads_.size() < threads_max_ && start_thread(queue_.front())) queue_.pop_front();
+}
+
 size_t Workers::threads() {
   const std::lock_guard lock(mutex_);
   return threads_.size();
@@ -46,6 +53,11 @@ size_t Workers::threads() {
 size_t Workers::waiting() {
   const std::lock_guard lock(mutex_);
   return queue_.size();
+}
+
+size_t Workers::threads_max() {
+  const std::lock_guard lock(mutex_);
+  return threads_max_;
 }
 
 bool Workers::can_grow() {

@@ -29,8 +29,11 @@ class Workers {
   /// Any thread. With all threads at work the job waits its turn. Returns null; or the job, when not
   /// even one thread can be started.
   [[nodiscard]] Job submit(Job job);
+  /// From now on; threads beyond a new limit end when they have nothing to do.
+  void set_threads_max(size_t threads_max);
   /// How many threads there are now.
   size_t threads();
+  size_t threads_max();
   /// How many jobs wait for a thread.
   size_t waiting();
   /// Whether more work would get a thread at once.
@@ -46,11 +49,11 @@ class Workers {
   bool start_thread(Job& job);
   Job next_job(const std::shared_ptr<Sleeper>& self);
 
-  const size_t threads_max_;
   const std::function<void(Job)> serve_;
   std::mutex mutex_;
   std::condition_variable ended_;
   // Guarded by mutex_:
+  size_t threads_max_;
   std::list<std::thread> threads_;
   std::list<std::thread> finished_;  // ended or about to, not yet joined
   std::vector<std::shared_ptr<Sleeper>> sleepers_;  // the last to fall asleep is at the back

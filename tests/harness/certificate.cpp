@@ -49,12 +49,12 @@ std::string TempFolder::write(const std::string& name, const std::string& conten
   return file(name);
 }
 
-Certificate make_certificate(const TempFolder& folder, const std::string& name, int valid_days) {
+Certificate make_certificate(const TempFolder& folder, const std::string& name, int valid_days, long serial) {
   const std::unique_ptr<EVP_PKEY, void (*)(EVP_PKEY*)> key(EVP_EC_gen("P-256"), EVP_PKEY_free);
   const std::unique_ptr<X509, void (*)(X509*)> cert(X509_new(), X509_free);
   if (!key || !cert) throw std::runtime_error("OpenSSL cannot make a key");
   X509_set_version(cert.get(), 2);
-  ASN1_INTEGER_set(X509_get_serialNumber(cert.get()), 1);
+  ASN1_INTEGER_set(X509_get_serialNumber(cert.get()), serial);
   X509_gmtime_adj(X509_getm_notBefore(cert.get()), -kDaySeconds + (valid_days < 0 ? 2 * kDaySeconds * valid_days : 0));
   X509_gmtime_adj(X509_getm_notAfter(cert.get()), kDaySeconds * valid_days);
   X509_set_pubkey(cert.get(), key.get());

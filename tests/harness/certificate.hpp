@@ -26,7 +26,7 @@ struct Certificate {
 };
 
 // For localhost, 127.0.0.1 and ::1, valid from yesterday on for this many days (negative: already over).
-Certificate make_certificate(const TempFolder& folder, const std::string& name, int valid_days = 30);
+Certificate make_certificate(const TempFolder& folder, const std::string& name, int valid_days = 30, long serial = 1);
 
 // One for the whole run, made on first use.
 const Certificate& test_certificate();

@@ -88,6 +88,12 @@ Connection::Connection(const Endpoint& endpoint)
   }
 }
 
+long Connection::certificate_serial() const {
+  if (!ssl_) return -1;
+  const std::unique_ptr<X509, void (*)(X509*)> certificate(SSL_get1_peer_certificate(ssl_.get()), X509_free);
+  return certificate ? ASN1_INTEGER_get(X509_get0_serialNumber(certificate.get())) : -1;
+}
+
 bool Connection::send(std::string_view bytes) {
   if (!ssl_) return send_all(fd_.get(), bytes);
   const Deadline deadline(kPatienceMs);

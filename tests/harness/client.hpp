@@ -77,6 +77,9 @@ class Connection {
   // Nothing to read and still open for so long.
   bool stays_silent(int for_ms);
 
+  // The serial number of the server's certificate, as its "name": -1 without TLS.
+  [[nodiscard]] long certificate_serial() const;
+
   void half_close();  // FIN, but goes on reading (over TLS: close_notify)
   void close();       // FIN
   void reset();       // RST

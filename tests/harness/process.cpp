@@ -33,14 +33,29 @@ std::vector<char*> pointers_to(std::vector<std::string>& strings) {
   return pointers;
 }
 
+// LISTEN_PID with room for the child's number, which is not known before the fork.
+constexpr std::string_view kListenPid = "LISTEN_PID=";
+constexpr size_t kPidDigits = 10;
+
+void pass_socket(int fd, char** envp) {
+  if (fd == 3) ::fcntl(fd, F_SETFD, 0);
+  else ::dup2(fd, 3);
+  for (; *envp != nullptr; ++envp) {
+    if (std::strncmp(*envp, kListenPid.data(), kListenPid.size()) != 0) continue;
+    char* digit = *envp + kListenPid.size() + kPidDigits;
+    for (pid_t pid = ::getpid(); digit != *envp + kListenPid.size(); pid /= 10) *--digit = static_cast<char>('0' + pid % 10);
+  }
+}
+
 // Between fork and exec in a program with threads: system calls only.
-[[noreturn]] void become(int out, int err, char** argv, char** envp) {
+[[noreturn]] void become(int out, int err, char** argv, char** envp, int passed_fd) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   ::signal(SIGPIPE, SIG_DFL);  // ignored by the test programs, and that would be inherited
   const int in = ::open("/dev/null", O_RDONLY);
   ::dup2(in, 0);
   ::dup2(out, 1);
   ::dup2(err, 2);
+  if (passed_fd >= 0) pass_socket(passed_fd, envp);
   ::execve(argv[0], argv, envp);
   ::_exit(127);
 }
@@ -52,7 +67,7 @@ std::string chatterd_binary() {
   return path != nullptr && *path != '\0' ? path : "./chatterd";
 }
 
-Process::Process(const std::string& program, const Arguments& arguments, const Environment& environment) {
+Process::Process(const std::string& program, const Arguments& arguments, const Environment& environment, int passed_fd) {
   int out[2], err[2];
   if (::pipe2(out, O_CLOEXEC) != 0 || ::pipe2(err, O_CLOEXEC) != 0) throw std::runtime_error("pipe2");
   out_pipe_ = Fd(out[0]);
@@ -61,11 +76,12 @@ Process::Process(const std::string& program, const Arguments& arguments, const E
   std::vector<std::string> argument_texts{program};
   argument_texts.insert(argument_texts.end(), arguments.begin(), arguments.end());
   std::vector<std::string> environment_texts = environment_for_child(environment);
+  if (passed_fd >= 0) environment_texts.push_back(std::string(kListenPid) + std::string(kPidDigits, '0'));
   const std::vector<char*> argv = pointers_to(argument_texts);
   const std::vector<char*> envp = pointers_to(environment_texts);
   pid_ = ::fork();
   if (pid_ < 0) throw std::runtime_error("fork");
-  if (pid_ == 0) become(out_end.get(), err_end.get(), const_cast<char**>(argv.data()), const_cast<char**>(envp.data()));
+  if (pid_ == 0) become(out_end.get(), err_end.get(), const_cast<char**>(argv.data()), const_cast<char**>(envp.data()), passed_fd);
   out_reader_ = std::thread([this] { collect(out_pipe_.get(), out_); });
   err_reader_ = std::thread([this] { collect(err_pipe_.get(), err_); });
 }
@@ -182,8 +198,8 @@ std::string Finished::text() const {
   return "exit status " + std::to_string(status) + "\nstdout:\n" + out + "\nstderr:\n" + err;
 }
 
-Finished run_chatterd(const Arguments& arguments, const Environment& environment, int patience_ms) {
-  Process process(chatterd_binary(), arguments, environment);
+Finished run_chatterd(const Arguments& arguments, const Environment& environment, int patience_ms, int passed_fd) {
+  Process process(chatterd_binary(), arguments, environment, passed_fd);
   Finished finished;
   const std::optional<int> status = process.wait_exit(patience_ms);
   if (!status) {

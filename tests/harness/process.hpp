@@ -26,7 +26,8 @@ std::string chatterd_binary();
 // when its owner goes. Its output is collected by threads of this class; methods are for one thread.
 class Process {
  public:
-  Process(const std::string& program, const Arguments& arguments, const Environment& environment = {});
+  // With `passed_fd` it has that as its descriptor 3 and its own number in LISTEN_PID, as systemd does.
+  Process(const std::string& program, const Arguments& arguments, const Environment& environment = {}, int passed_fd = -1);
   ~Process();
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
@@ -51,8 +52,8 @@ class Process {
 // chatterd as a server.
 class Chatterd : public Process {
  public:
-  explicit Chatterd(const Arguments& arguments, const Environment& environment = {})
-      : Process(chatterd_binary(), arguments, environment) {}
+  explicit Chatterd(const Arguments& arguments, const Environment& environment = {}, int passed_fd = -1)
+      : Process(chatterd_binary(), arguments, environment, passed_fd) {}
 
   // Waits for the line that ends in the address and returns 127.0.0.1 with that port.
   // Throws with the log when it ends before or says nothing in time.
@@ -78,7 +79,7 @@ struct Finished {
 
 // Runs chatterd to its end; kills it after the patience and then reports status -1.
 Finished run_chatterd(const Arguments& arguments, const Environment& environment = {},
-                      int patience_ms = kPatienceMs);
+                      int patience_ms = kPatienceMs, int passed_fd = -1);
 
 // The lines of a text without their ends.
 std::vector<std::string> lines_of(std::string_view text);

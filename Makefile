@@ -114,6 +114,42 @@ fuzz: ## the fuzz targets with libFuzzer, in build/fuzz; scripts/fuzz.sh runs th
 
 -include $(FUZZ_OBJECTS:.o=.d)
 
+# ---- Installing ----
+# Folders as GNU has them; DESTDIR is put before each. The configuration is in /etc whatever the prefix is.
+PREFIX      ?= /usr/local
+DESTDIR     ?=
+BINDIR      ?= $(PREFIX)/bin
+LIBDIR      ?= $(PREFIX)/lib/chatterd
+MANDIR      ?= $(PREFIX)/share/man
+UNITDIR     ?= $(PREFIX)/lib/systemd/system
+SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
+CONFDIR     := /etc/chatterd
+UNITS       := chatterd.service chatterd.socket
+INSTALLED   := $(BINDIR)/chatterd $(MANDIR)/man8/chatterd.8 $(UNITS:%=$(UNITDIR)/%) $(SYSUSERSDIR)/chatterd.conf $(LIBDIR)
+# The one place where the version stands is the program.
+VERSION      = $(shell sed -n 's/.*kVersion = "\([^"]*\)".*/\1/p' *.hpp *.cpp)
+
+.PHONY: install uninstall deb
+install: $(BINARY) ## install for systemd, below PREFIX (/usr/local) and DESTDIR; an existing configuration stays
+	install -D -m 755 $(BINARY) $(DESTDIR)$(BINDIR)/chatterd
+	install -D -m 644 packaging/chatterd.8 $(DESTDIR)$(MANDIR)/man8/chatterd.8
+	install -D -m 644 packaging/chatterd.sysusers $(DESTDIR)$(SYSUSERSDIR)/chatterd.conf
+	install -D -m 755 -t $(DESTDIR)$(LIBDIR) packaging/reload packaging/certbot-hook
+	install -D -m 755 -t $(DESTDIR)$(LIBDIR)/scripts scripts/setup-db.sh scripts/make-cert.sh
+	install -m 644 -t $(DESTDIR)$(LIBDIR)/scripts scripts/lib.sh
+	install -m 644 -t $(DESTDIR)$(LIBDIR) schema.sql
+	install -d $(DESTDIR)$(UNITDIR) $(DESTDIR)$(CONFDIR)
+	for unit in $(UNITS); do \
+	  sed 's#@BINDIR@#$(BINDIR)#; s#@LIBDIR@#$(LIBDIR)#' packaging/$$unit >$(DESTDIR)$(UNITDIR)/$$unit && chmod 644 $(DESTDIR)$(UNITDIR)/$$unit || exit 1; \
+	done
+	[ -e $(DESTDIR)$(CONFDIR)/chatterd.env ] || install -m 640 packaging/chatterd.env $(DESTDIR)$(CONFDIR)/chatterd.env
+	@if [ -z "$(DESTDIR)" ]; then packaging/announce $(LIBDIR) $(SYSUSERSDIR)/chatterd.conf; fi
+uninstall: ## remove what was installed; configuration (/etc/chatterd), state and user stay
+	rm -rf $(INSTALLED:%=$(DESTDIR)%)
+
+deb: ## a Debian package, in build/deb
+	packaging/make-deb $(VERSION)
+
 .PHONY: bench
 bench: ## measure chatterd by scripts/bench.sh; BENCH="--rounds 5 one short" are its arguments
 	scripts/bench.sh $(BENCH)
@@ -123,8 +159,8 @@ check: ## includes that point the wrong way, shell scripts
 	scripts/check.sh
 
 .PHONY: readme
-readme: $(BUILD)/unit_tests ## write the options table of README.md anew
-	README_UPDATE=1 $(BUILD)/unit_tests "README.md holds the options table*"
+readme: $(BUILD)/unit_tests ## write the options in README.md, the manual page and the environment file anew
+	DOCUMENTS_UPDATE=1 $(BUILD)/unit_tests "[documents]"
 
 .PHONY: clean help
 clean: ## remove what was built

@@ -1,9 +1,6 @@
 #include "tests/catch.hpp"
 
-#include <cstdlib>
-#include <fstream>
 #include <map>
-#include <sstream>
 
 #include "config.hpp"
 #include "ollama.hpp"
@@ -25,16 +22,6 @@ Result<Config, ConfigError> parse(const std::vector<std::string>& arguments, std
 std::string error_of(const std::vector<std::string>& arguments, std::map<std::string, std::string> environment = {}) {
   const auto parsed = parse(arguments, std::move(environment));
   return parsed.ok() ? "" : parsed.error().line;
-}
-
-std::string options_table() {
-  std::string table = "| option | default | what it is for |\n|---|---|---|\n";
-  for (const Option& option : options()) {
-    table += "| `--" + std::string(option.name) + (option.value_name.empty() ? "" : " " + std::string(option.value_name)) + "` | ";
-    const std::string value = option.default_text();
-    table += (value.empty() ? "" : "`" + value + "`") + " | " + std::string(option.help) + (option.reloads ? " (*)" : "") + " |\n";
-  }
-  return table;
 }
 
 }  // namespace
@@ -96,24 +83,4 @@ TEST_CASE("Ollama's URL may end in /api or not (6)", "[config]") {
     CAPTURE(wrong);
     CHECK_FALSE(OllamaAddress::parse(wrong).has_value());
   }
-}
-
-// With README_UPDATE set it writes the table instead: `make readme`.
-TEST_CASE("README.md holds the options table as --help has it", "[config]") {
-  const std::string begin = "<!-- options -->\n";
-  const std::string end = "<!-- /options -->\n";
-  std::ostringstream buffer;
-  buffer << std::ifstream("README.md").rdbuf();
-  std::string readme = buffer.str();
-  const size_t from = readme.find(begin);
-  const size_t to = readme.find(end);
-  REQUIRE(from != std::string::npos);
-  REQUIRE(to != std::string::npos);
-  const size_t table_at = from + begin.size();
-  if (std::getenv("README_UPDATE") != nullptr) {
-    readme.replace(table_at, to - table_at, options_table());
-    std::ofstream("README.md") << readme;
-    return;
-  }
-  CHECK(readme.substr(table_at, to - table_at) == options_table());
 }

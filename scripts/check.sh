@@ -104,7 +104,7 @@ only_in() {
 
 check_scripts() {
   local line script scripts=()
-  for script in scripts/*.sh scripts/scaling/*.sh tests/*.sh .ci/run; do
+  for script in scripts/*.sh scripts/scaling/*.sh tests/*.sh .ci/run packaging/{announce,certbot-hook,make-deb,reload} packaging/debian/*.post*; do
     [[ ! -f $script ]] || scripts+=("$script")
   done
   if ! command -v shellcheck >/dev/null; then

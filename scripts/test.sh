@@ -72,15 +72,15 @@ program_failed() {
   count 0 1
 }
 
-# A script that prints a line "ok: NAME" or "FAILED: NAME" for each test.
+# run_script_tests NAME SCRIPT: one that prints a line "ok: NAME" or "FAILED: NAME" for each test.
 run_script_tests() {
   local status=0
-  say 'Scripts'
-  timeout --kill-after=10 "$program_limit_s" "$checkout/tests/scripts_test.sh" "$filter" </dev/null 2>&1 |
+  say "$1"
+  timeout --kill-after=10 "$program_limit_s" "$checkout/$2" "$filter" </dev/null 2>&1 |
     tee "$work/output" | grep -v '^ok: ' || true
   status=${PIPESTATUS[0]}
   count "$(grep -c '^ok: ' "$work/output" || true)" "$(grep -c '^FAILED: ' "$work/output" || true)"
-  ((status == 0)) || grep -q '^FAILED: ' "$work/output" || program_failed 'tests/scripts_test.sh' "$status"
+  ((status == 0)) || grep -q '^FAILED: ' "$work/output" || program_failed "$2" "$status"
 }
 
 # The short cases of the catalogue of faults, by its own script.
@@ -123,10 +123,11 @@ run_variant() {
   run_catch "Contract tests ($variant)" "$checkout/build/release/contract_tests"
   run_short_faults "$variant"
   [[ $variant != release ]] || run_check
-  [[ $variant != release ]] || run_script_tests
+  [[ $variant != release ]] || run_script_tests Scripts tests/scripts_test.sh
+  [[ $variant != release ]] || run_script_tests Installation tests/package_test.sh
 }
 
-need_packages "${build_packages[@]}" catch2 shellcheck postgresql-server strace
+need_packages "${build_packages[@]}" catch2 shellcheck postgresql-server strace systemd
 make_work_folder
 start_test_database
 cd "$checkout"

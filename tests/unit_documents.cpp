@@ -27,13 +27,15 @@ std::string replaced(std::string_view text, char from, std::string_view to) {
   return result;
 }
 
+std::string help_of(const Option& option) { return std::string(option.help) + (option.reloads ? " (*)" : ""); }
+
 std::string markdown_table() {
   std::string table = "| option | default | what it is for |\n|---|---|---|\n";
   for (const Option& option : options()) {
     const std::string value_name = replaced(option.value_name, '|', "\\|");
     table += "| `--" + std::string(option.name) + (value_name.empty() ? "" : " " + value_name) + "` | ";
     const std::string value = option.default_text();
-    table += (value.empty() ? "" : "`" + value + "`") + " | " + replaced(option.help, '|', "\\|") + " |\n";
+    table += (value.empty() ? "" : "`" + value + "`") + " | " + replaced(help_of(option), '|', "\\|") + " |\n";
   }
   return table;
 }
@@ -57,7 +59,7 @@ std::string environment_lines() {
   for (const Option& option : options()) {
     if (std::find(std::begin(kNotInEnvironmentFile), std::end(kNotInEnvironmentFile), option.name) != std::end(kNotInEnvironmentFile)) continue;
     const bool is_switch = option.value_name.empty();
-    lines += "\n" + comment_lines(option.help) + "#" + option.variable() + "=" + (is_switch ? "0" : option.default_text()) + "\n";
+    lines += "\n" + comment_lines(help_of(option)) + "#" + option.variable() + "=" + (is_switch ? "0" : option.default_text()) + "\n";
   }
   return lines;
 }
@@ -69,7 +71,7 @@ std::string manual_lines() {
   for (const Option& option : options()) {
     const std::string name = roff("--" + std::string(option.name));
     lines += option.value_name.empty() ? ".TP\n.B " + name + "\n" : ".TP\n.BI " + name + " \" " + roff(option.value_name) + "\"\n";
-    lines += roff(option.help);
+    lines += roff(help_of(option));
     if (const std::string value = option.default_text(); !value.empty()) lines += " (" + roff(value) + ")";
     lines += "\n";
   }

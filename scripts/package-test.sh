@@ -154,7 +154,7 @@ prepare_machine() {
 
 run_machine() {
   local i
-  launch TERM "$work/machine.log" systemd-nspawn --directory="$work/machine" --private-network --register=no --keep-unit --boot --console=pipe
+  launch TERM "$work/machine.log" systemd-nspawn --directory="$work/machine" --machine="package-test-$$" --private-network --register=no --keep-unit --boot --console=pipe
   machine=$launched
   for ((i = 0; i < 6000; i++)); do
     kill -0 "$machine" 2>/dev/null || break

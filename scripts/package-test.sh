@@ -58,6 +58,18 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+# logged FILE FUNCTION: stops at the function's first command that fails, which `quietly` could not see.
+logged() {
+  local status
+  set +e
+  (set -e && "$2") </dev/null >"$1" 2>&1
+  status=$?
+  set -e
+  ((status == 0)) && return 0
+  tail -n 25 "$1" >&2
+  die "$2 failed   (all of its output: $1)"
+}
+
 step() { # step NAME COMMAND...: counts as a test
   local name=$1
   shift
@@ -100,10 +112,10 @@ make_roots() {
   make_base
   [[ -e $work/build.made ]] || { copy_of base build make git debhelper lintian && touch "$work/build.made"; }
   [[ -e $work/ready.made ]] || { copy_of base ready postgresql openssl curl && touch "$work/ready.made"; }
-  # Exactly what the package says that it needs; dpkg-buildpackage looks again.
+  # What the package says that it needs, beside what every package may rely on; dpkg-buildpackage looks again.
   local needs
   needs=$(sed -n '/^Build-Depends:/,/^[^ ]/p' "$checkout/packaging/debian/control" | sed -n 's/^ //p' | tr '\n' ' ')
-  inside "$work/build" apt-get satisfy --yes --no-install-recommends "${needs%, }"
+  inside "$work/build" apt-get satisfy --yes --no-install-recommends "build-essential, ${needs%, }"
 }
 
 # ---- The package ----
@@ -154,7 +166,8 @@ prepare_machine() {
 
 run_machine() {
   local i
-  launch TERM "$work/machine.log" systemd-nspawn --directory="$work/machine" --machine="package-test-$$" --private-network --register=no --keep-unit --boot --console=pipe
+  launch TERM "$work/machine.log" systemd-nspawn --directory="$work/machine" --machine="package-test-$$" --private-network \
+    --register=no --keep-unit --boot --console=pipe
   machine=$launched
   for ((i = 0; i < 6000; i++)); do
     kill -0 "$machine" 2>/dev/null || break
@@ -171,12 +184,12 @@ run_machine() {
 
 need_packages debootstrap systemd-container dpkg
 say "Making the roots ($release)"
-quietly "$work/roots.log" make_roots
+logged "$work/roots.log" make_roots
 say 'Building the package'
-quietly "$work/build.log" build_package
+logged "$work/build.log" build_package
 step 'lintian accepts the package' inside "$work/build" sh -c 'lintian --allow-root --fail-on error,warning /root/chatterd/build/deb/chatterd_*.changes' || true
 say 'Booting a machine'
-quietly "$work/prepare.log" prepare_machine
+logged "$work/prepare.log" prepare_machine
 run_machine
 say "$passed passed, $failed failed"
 ((failed == 0))

@@ -91,7 +91,11 @@ inside() { # inside ROOT COMMAND...
 make_base() {
   [[ ! -e $work/base.made ]] || return 0
   rm -rf "$work/base"
-  debootstrap --variant=minbase --components="$areas" --include=systemd,systemd-sysv,dbus,ca-certificates "$release" "$work/base" "$mirror"
+  # An older debootstrap does not know the name of a later release, whose script is that of all Ubuntus.
+  local script=()
+  [[ -e /usr/share/debootstrap/scripts/$release ]] || script=(/usr/share/debootstrap/scripts/gutsy)
+  debootstrap --variant=minbase --components="$areas" --include=systemd,systemd-sysv,dbus,ca-certificates "$release" \
+    "$work/base" "$mirror" "${script[@]}"
   printf '%s\n' "$sources" >"$work/base/etc/apt/sources.list"
   cp --dereference --remove-destination /etc/resolv.conf "$work/base/etc/resolv.conf"
   inside "$work/base" apt-get update

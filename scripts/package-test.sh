@@ -179,7 +179,7 @@ run_machine() {
   done
   stop_process "$machine"
   machine=''
-  grep -v '^ok: ' "$work/machine/root/result" || true
+  grep -v -e '^ok: ' -e '^The end$' "$work/machine/root/result" || true
   passed=$((passed + $(grep -c '^ok: ' "$work/machine/root/result" || true)))
   failed=$((failed + $(grep -c '^FAILED: ' "$work/machine/root/result" || true)))
   [[ $(tail -n 1 "$work/machine/root/result") == 'The end' ]] ||

@@ -79,6 +79,10 @@ Server::Server(Settings settings, SslContext tls)
       const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(exchange.connection_.limits().idle_timeout).count();
       response.set_header("Keep-Alive", "timeout=" + std::to_string(seconds) + ", max=" + std::to_string(kKeepAliveRequests));
     }
+    // httplib says in answers to HEAD that ranges are served, which they are not here, and gives a 204 a
+    // length, which it must not have (RFC 9110, 8.6).
+    response.headers.erase("Accept-Ranges");
+    if (response.status == 204) response.headers.erase("Content-Length");
   });
 }
 

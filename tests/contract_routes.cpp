@@ -84,6 +84,7 @@ TEST_CASE("HEAD works where GET does and is 405 elsewhere (1.2)", "[routes]") {
     CHECK(response.status() == 200);
     CHECK(response.body.empty());
     CHECK_FALSE(response.head.header("X-Request-Id").empty());
+    CHECK(response.head.header("Accept-Ranges").empty());  // a Range would be ignored
   }
   const Response refused = world->send({"HEAD", "/llmchat/", "", {}});
   CHECK(refused.status() == 405);
@@ -115,6 +116,7 @@ TEST_CASE("OPTIONS is 204 with Allow, also without the slash (1.2)", "[routes]")
     CHECK(response.head.header("Allow").find(method) != std::string::npos);
     CHECK_FALSE(response.head.header("X-Request-Id").empty());
     CHECK(response.body.empty());
+    CHECK(response.head.count("Content-Length") == 0);  // RFC 9110, 8.6
   };
   check("/", "GET");
   for (const Route& route : kRoutes) {

@@ -125,9 +125,10 @@ run_variant() {
   [[ $variant != release ]] || run_check
   [[ $variant != release ]] || run_script_tests Scripts tests/scripts_test.sh
   [[ $variant != release ]] || run_script_tests Installation tests/package_test.sh
+  [[ $variant != release ]] || run_script_tests 'The API document' tests/openapi/openapi_test.py
 }
 
-need_packages "${build_packages[@]}" catch2 shellcheck postgresql-server strace systemd
+need_packages "${build_packages[@]}" catch2 shellcheck postgresql-server strace systemd python3 python3-yaml python3-jsonschema
 make_work_folder
 start_test_database
 cd "$checkout"

@@ -147,7 +147,7 @@ chatts_go_round() {
 
 each_has_help() {
   local name help
-  for name in llmchat llmprep llmprompt getchatts postchatt top make-cert setup-db quickstart test bench check \
+  for name in llmchat llmprep llmprompt getchatts postchatt top make-cert setup-db quickstart test bench check lint-openapi \
     scaling/ollamas scaling/nginx scaling/standby scaling/pgbouncer; do
     help=$("$scripts/$name.sh" --help) # check.sh's own comment is its help
     [[ -n $help ]] || { say "$name.sh --help says nothing" && return 1; }

@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass
 from typing import Callable
 
+from document import address_of
+from document import operations as operations_of
 from world import PATIENCE_S, Answer, request_bytes
 
 BODIES = {
@@ -100,19 +102,25 @@ class LateBodies:
         return Answer(chatterd.port, method, request_bytes(method, form, headers=[('Content-Length', '5')]))
 
 
+def cases_of_framing(method, path, world):
+    """What any route of both addresses answers to what is no request."""
+    yield Case(method, path, 400, 'to two lengths', sends(method, headers=[('Content-Length', '0')] * 2), world)
+    yield Case(method, path, 413, 'to a body that is too large', sends(method, headers=[('Content-Length', '4194305')]), world)
+    yield Case(method, path, 414, 'to a target that is too long', sends(method, query='?' + 8000 * 'a'), world)
+    yield Case(method, path, 415, 'to a compressed body', sends(method, b'{}', headers=[('Content-Encoding', 'gzip')]), world)
+    multipart = [('Content-Type', 'multipart/form-data; boundary=x')]
+    yield Case(method, path, 415, 'to multipart', sends(method, b'{}', headers=multipart), world)
+    yield Case(method, path, 417, 'to another expectation', sends(method, b'', headers=[('Expect', 'a wonder')]), world)
+    yield Case(method, path, 431, 'to headers that are too large', sends(method, headers=[('X-Large', 33000 * 'a')]), world)
+    yield Case(method, path, 431, 'to too many headers', sends(method, headers=[('X-Small', 'a')] * 101), world)
+    yield Case(method, path, 505, 'to HTTP/2.0', sends(method, version='HTTP/2.0'), world)
+
+
 def cases_of_http(method, path, late):
-    """What any route answers, before or instead of its own work."""
-    yield Case(method, path, 400, 'to two lengths', sends(method, headers=[('Content-Length', '0')] * 2))
+    """What any route of the public address answers, before or instead of its own work."""
+    yield from cases_of_framing(method, path, 'plain')
     yield Case(method, path, 408, 'to a body that does not come', late.sends(method), 'hasty')
-    yield Case(method, path, 413, 'to a body that is too large', sends(method, headers=[('Content-Length', '4194305')]))
-    yield Case(method, path, 414, 'to a target that is too long', sends(method, query='?' + 8000 * 'a'))
-    yield Case(method, path, 415, 'to a compressed body', sends(method, b'{}', headers=[('Content-Encoding', 'gzip')]))
-    yield Case(method, path, 415, 'to multipart', sends(method, b'{}', headers=[('Content-Type', 'multipart/form-data; boundary=x')]))
-    yield Case(method, path, 417, 'to another expectation', sends(method, b'{}', headers=[('Expect', 'a wonder')]))
     yield Case(method, path, 429, 'beyond --rate', until_refused(method, path), 'rated')
-    yield Case(method, path, 431, 'to headers that are too large', sends(method, headers=[('X-Large', 33000 * 'a')]))
-    yield Case(method, path, 431, 'to too many headers', sends(method, headers=[('X-Small', 'a')] * 101))
-    yield Case(method, path, 505, 'to HTTP/2.0', sends(method, version='HTTP/2.0'))
     if method == 'POST':
         yield Case(method, path, 411, 'without a length', sends(method))
     if path != '/' or method == 'OPTIONS':
@@ -165,11 +173,17 @@ OWN_CASES = [
 ]
 
 
-def cases(operations):
-    """All of them, for these operations: (path, METHOD)."""
-    late = LateBodies(operations)
-    for path, method in operations:
-        yield Case(method, path, 204 if method == 'OPTIONS' else 200, 'to what it is for', usual(method, path))
+def cases(document):
+    """All of them, for the operations of this document."""
+    operations = [(path, method.upper(), address_of(document['paths'][path])) for path, method, _ in operations_of(document)]
+    late = LateBodies([(path, method) for path, method, address in operations if address == 'plain'])
+    for path, method, address in operations:
+        yield Case(method, path, 204 if method == 'OPTIONS' else 200, 'to what it is for', usual(method, path), address)
+        if address == 'admin':
+            yield from cases_of_framing(method, path, address)
+            status = 503 if path == '/readyz' else 200
+            yield Case(method, path, status, 'when the database is away', usual(method, path), 'admin-no-database')
+            continue
         yield from cases_of_http(method, path, late)
         if path in (CHAT, PREP, POST) and method == 'POST' or path == '/getchatts' and method != 'OPTIONS':
             yield from cases_of_database(method, path)

@@ -73,6 +73,11 @@ def operations(document):
                 yield path, method, item[method]
 
 
+def address_of(item):
+    """Which of the two addresses serves this Path Item; an operator's path names its own server."""
+    return 'admin' if 'servers' in item else 'plain'
+
+
 # ---- Values against schemas ----
 
 def events_of(text):

@@ -43,7 +43,8 @@ class Suite:
 
 
 class Worlds:
-    """The chatterds that the cases ask for by name, each started when it is first asked for."""
+    """The chatterds that the cases ask for by name, each started when it is first asked for; of those whose name
+    begins with "admin" the operator's address."""
 
     def __init__(self, stack, folder):
         self.stack = stack
@@ -57,8 +58,13 @@ class Worlds:
         return self.running[name]
 
     def start(self, name):
-        if name == 'no-database':
-            return self.chatterd(name, 'host=127.0.0.1 port=1 user=a dbname=a', self.ollama_url, [])
+        if name.startswith('admin'):
+            return self.start_public(name).admin()
+        return self.start_public(name)
+
+    def start_public(self, name):
+        if name.endswith('no-database'):
+            return self.chatterd(name, 'host=127.0.0.1 port=1 user=a dbname=a', self.ollama_url, self.options_of(name))
         database = world.Database(name.replace('-', '_'))
         self.stack.callback(database.drop)
         ollama_url = 'http://127.0.0.1:1' if name == 'no-ollama' else self.ollama_url
@@ -77,6 +83,8 @@ class Worlds:
             return ['--api-keys', path]
         return {
             'plain': ['--turn-wait', '0.2'],
+            'admin': ['--admin', '127.0.0.1:0'],
+            'admin-no-database': ['--admin', '127.0.0.1:0'],
             'hasty': ['--body-timeout', '0.1'],
             'rated': ['--rate', '1'],
             'narrow': ['--max-streams', '1'],
@@ -114,24 +122,30 @@ class Agreement:
 
     def problems_of(self, reply, method, path):
         responses = self.responses(method, path)
-        key = str(reply.status) if str(reply.status) in responses else 'default'
-        if key not in responses:
+        keys = [key for key in (str(reply.status), f'{reply.status // 100}XX', 'default') if key in responses]
+        if not keys:
             return [f'{reply.status} is not documented']
+        key = keys[0]
         self.seen.add((path, method, key))
         return documents.problems_of_reply(reply, responses[key], method)
+
+    def other(self, path_or_methods, address):
+        """What is documented of the other paths, or the other methods, at this address."""
+        return self.document[('x-admin-other-' if address == 'admin' else 'x-other-') + path_or_methods]
 
     def check_methods(self, path):
         """Other methods than the documented ones are refused, and Allow names exactly those."""
         documented = {method for known, method in self.operations if known == path}
+        address = documents.address_of(self.document['paths'][path])
         for form in forms(path):
             for method in {'GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'TRACE', 'PROPFIND'} - documented:
-                reply = exchange(self.worlds['plain'], method, form)
+                reply = exchange(self.worlds[address], method, form)
                 if reply.status != 405:
                     yield f'{method} {form}: not documented, but {reply}'
-                for problem in documents.problems_of_reply(reply, self.document['x-other-methods'], method):
+                for problem in documents.problems_of_reply(reply, self.other('methods', address), method):
                     yield f'{method} {form}: {problem} in {reply}'
                 yield from self.check_allow(reply, documented)
-            yield from self.check_allow(exchange(self.worlds['plain'], 'OPTIONS', form), documented)
+            yield from self.check_allow(exchange(self.worlds[address], 'OPTIONS', form), documented)
 
     @staticmethod
     def check_allow(reply, documented):
@@ -139,21 +153,19 @@ class Agreement:
         if allowed != documented:
             yield f'Allow is {sorted(allowed)}, the documented methods are {sorted(documented)}'
 
-    def check_no_other_path(self):
-        """Whatever looks like a path in the sources is a documented one, or is none of chatterd's."""
-        found = 0
-        for path in sorted(paths_in_sources() | {'/nothing', '/llmchatx', '/getchatts/x', '/openapi.yaml'}):
-            for method in ('GET', 'POST', 'HEAD', 'OPTIONS', 'PUT'):
-                reply = exchange(self.worlds['plain'], method, path, b'' if method == 'POST' else None)
-                if path in self.document['paths']:
-                    found += reply.status != 404
-                elif reply.status != 404:
-                    yield f'{method} {path}: not documented, but {reply}'
-                else:
-                    for problem in documents.problems_of_reply(reply, self.document['x-other-paths'], method):
-                        yield f'{method} {path}: {problem} in {reply}'
-        if not found:
+    def check_no_other_path(self, address):
+        """Whatever looks like a path in the sources is a documented one, or is none of this address."""
+        known = {path for path, item in self.document['paths'].items() if documents.address_of(item) == address}
+        tried = paths_in_sources() | set(self.document['paths']) | {'/nothing', '/llmchatx', '/getchatts/x', '/openapi.yaml'}
+        if not known & paths_in_sources():
             yield 'no path was found in the sources: this test sees nothing any more'
+        for path in sorted(tried - known):
+            for method in ('GET', 'HEAD') if address == 'admin' else ('GET', 'HEAD', 'POST', 'OPTIONS', 'PUT'):
+                reply = exchange(self.worlds[address], method, path, b'' if method == 'POST' else None)
+                if reply.status != 404:
+                    yield f'{method} {path}: not documented, but {reply}'
+                for problem in documents.problems_of_reply(reply, self.other('paths', address), method):
+                    yield f'{method} {path}: {problem} in {reply}'
 
     def check_request_examples(self, path, method, operation):
         for media_type, content in operation['requestBody']['content'].items():
@@ -192,16 +204,20 @@ def paths_in_sources():
 
 
 def run_all(suite, agreement):
-    suite.test('it has the shape of OpenAPI 3.1, and its examples match its schemas', lambda: shape_problems(agreement.raw, agreement.document))
+    suite.test('it has the shape of OpenAPI 3.1, and its examples match its schemas',
+               lambda: shape_problems(agreement.raw, agreement.document))
     suite.test('its version is chatterd\'s', agreement.check_version)
-    for case in cases(agreement.operations):
+    for case in cases(agreement.document):
         suite.test(f'{case.method} {case.path} gives {case.status} {case.why}', lambda case=case: agreement.check_case(case))
     for path in agreement.document['paths']:
         suite.test(f'{path} takes the documented methods, and no other', lambda path=path: agreement.check_methods(path))
-    suite.test('there is no path but the documented ones', agreement.check_no_other_path)
+    for address in ('plain', 'admin'):
+        suite.test(f'there is no path but the documented ones ({address})',
+                   lambda address=address: agreement.check_no_other_path(address))
     for path, method, operation in documents.operations(agreement.document):
         if 'requestBody' in operation:
-            suite.test(f'the examples of {path} are accepted', lambda args=(path, method, operation): agreement.check_request_examples(*args))
+            suite.test(f'the examples of {path} are accepted',
+                       lambda args=(path, method, operation): agreement.check_request_examples(*args))
     for path in BODIES:
         if path != '/llmprompt':  # whose bodies Ollama judges
             suite.test(f'{path} takes the bodies that its schema takes, and no other', lambda path=path: agreement.check_bodies(path))

@@ -7,7 +7,7 @@ import re
 
 import jsonschema
 
-from document import METHODS, operations, problems_of
+from document import METHODS, address_of, operations, problems_of
 
 # The fields of the specification's objects (OpenAPI 3.1.1, section 4.8), as far as the document uses them.
 FIELDS = {
@@ -69,10 +69,11 @@ def media_types(contents, where):
                 yield f'{place}: the example {json.dumps(example)[:100]}: {problem}'
 
 
-def response_problems(response, where):
+def response_problems(response, where, address):
     yield from fields('response', response, where)
-    if 'X-Request-Id' not in response['headers']:
-        yield f'{where}: X-Request-Id is missing'
+    always = {'plain': 'X-Request-Id', 'admin': 'Cache-Control'}[address]
+    if always not in response['headers']:
+        yield f'{where}: {always} is missing'
     for name, header in response['headers'].items():
         yield from fields('header', header, f'{where} {name}')
         if 'example' in header:
@@ -92,9 +93,9 @@ def operation_problems(document):
             yield from fields('request body', operation['requestBody'], where)
             yield from media_types(operation['requestBody']['content'], where)
         for status, response in operation['responses'].items():
-            if not re.fullmatch(r'[1-5]\d\d|default', status):
+            if not re.fullmatch(r'[1-5](\d\d|XX)|default', status):
                 yield f'{where}: {status} is no status'
-            yield from response_problems(response, f'{where} {status}')
+            yield from response_problems(response, f'{where} {status}', address_of(document['paths'][path]))
     yield from (f'{name}: two operations have this id' for name in set(names) if names.count(name) > 1)
 
 
@@ -129,8 +130,9 @@ def shape_problems(raw, document):
         if not path.startswith('/') or path != '/' and path.endswith('/'):
             yield f'{path}: not a path without its last slash'
     yield from operation_problems(document)
-    for name in ('x-other-methods', 'x-other-paths'):
-        yield from response_problems(document[name], name)
+    for name in ('methods', 'paths'):
+        yield from response_problems(document['x-other-' + name], 'x-other-' + name, 'plain')
+        yield from response_problems(document['x-admin-other-' + name], 'x-admin-other-' + name, 'admin')
     for schema in schemas_within(document):
         try:
             jsonschema.Draft202012Validator.check_schema(schema)

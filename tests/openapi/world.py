@@ -11,9 +11,11 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 
 PATIENCE_S = 30  # of a test for a sanitizer build on a busy machine; only one that fails uses it up
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -90,10 +92,16 @@ class OllamaHandler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
 
+class OllamaServer(http.server.ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # chatterd, or what it does for its client, has ended
+            super().handle_error(request, client_address)
+
+
 @contextlib.contextmanager
 def ollama():
     """Yields its URL."""
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), OllamaHandler)
+    server = OllamaServer(('127.0.0.1', 0), OllamaHandler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -121,10 +129,16 @@ class Database:
 
 
 def psql(conninfo, sql):
-    subprocess.run(['psql', '--no-psqlrc', '-qAt', '-v', 'ON_ERROR_STOP=1', '-d', conninfo, '-c', sql], check=True, stdin=subprocess.DEVNULL)
+    subprocess.run(['psql', '--no-psqlrc', '-q', '-v', 'ON_ERROR_STOP=1', '-d', conninfo, '-c', sql],
+                   check=True, stdin=subprocess.DEVNULL)
 
 
 # ---- chatterd ----
+
+@dataclass
+class Address:
+    port: int
+
 
 class Chatterd:
     """A running chatterd without TLS."""
@@ -137,7 +151,11 @@ class Chatterd:
                 [CHATTERD, '--http', '--host', '127.0.0.1', '--port', '0', '--db', conninfo, '--ollama', ollama_url,
                  '--state-dir', os.path.join(folder, name), *options],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
-        self.port = int(self.wait_for_log(r'listening on http://127\.0\.0\.1:(\d+)'))
+        try:
+            self.port = int(self.wait_for_log(r'listening on http://127\.0\.0\.1:(\d+)'))
+        except RuntimeError:
+            self.stop()
+            raise
 
     def wait_for_log(self, pattern):
         deadline = time.monotonic() + PATIENCE_S
@@ -149,6 +167,10 @@ class Chatterd:
             time.sleep(0.02)
         with open(self.log_path, encoding='utf-8') as log:
             raise RuntimeError(f'chatterd never logged {pattern}:\n{log.read()}')
+
+    def admin(self):
+        """The operator's address; for one that was started with --admin 127.0.0.1:0."""
+        return Address(int(self.wait_for_log(r'event=admin_listening url=http://127\.0\.0\.1:(\d+)')))
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)

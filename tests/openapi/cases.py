@@ -211,7 +211,7 @@ def bodies(path):
     for field in good:
         yield {key: value for key, value in good.items() if key != field}
     if path == POST:
-        yield {'username': 'ada', 'message': 'x'}
+        yield from ({'username': 'ada', 'message': 'x'}, {**good, 'username': 5}, {**good, 'name': None, 'username': 'ada'})
         for value in ('', 'a\u0000', None, 5, []):
             yield from ({**good, 'name': value}, {**good, 'message': value}, {'username': value, 'message': 'x'})
         return

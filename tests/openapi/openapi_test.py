@@ -82,7 +82,7 @@ class Worlds:
                 file.write(hashlib.sha256(b'the key').hexdigest() + '\n')
             return ['--api-keys', path]
         return {
-            'plain': ['--turn-wait', '0.2'],
+            'plain': ['--turn-wait', '1'],
             'admin': ['--admin', '127.0.0.1:0'],
             'admin-no-database': ['--admin', '127.0.0.1:0'],
             'hasty': ['--body-timeout', '0.1'],

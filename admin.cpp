@@ -1,7 +1,5 @@
 #include "admin.hpp"
 
-#include <netdb.h>
-#include <netinet/in.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 
@@ -9,6 +7,7 @@
 #include <memory>
 
 #include "connection.hpp"
+#include "listener.hpp"
 #include "log.hpp"
 #include "metrics.hpp"
 #include "text.hpp"
@@ -41,14 +40,6 @@ std::optional<HostPort> parse_address(const std::string& address) {
   }
   if (host.empty() || port.empty() || port.size() > 5 || port.find_first_not_of("0123456789") != std::string::npos || std::stoi(port) > 65535) return std::nullopt;
   return HostPort{host, port};
-}
-
-int port_of(int socket) {
-  sockaddr_storage address{};
-  socklen_t length = sizeof address;
-  ::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &length);
-  const bool v6 = address.ss_family == AF_INET6;
-  return ntohs(v6 ? reinterpret_cast<sockaddr_in6&>(address).sin6_port : reinterpret_cast<sockaddr_in&>(address).sin_port);
 }
 
 std::string error_json(std::string_view sentence) { return "{\"error\":\"" + std::string(sentence) + "\"}"; }
@@ -92,32 +83,22 @@ struct Admin::Answer {
 std::optional<StartProblem> Admin::bind(const std::string& address) {
   const auto parsed = parse_address(address);
   if (!parsed) return StartProblem{true, "--admin: '" + address + kAddressWanted};
-  addrinfo hints{};
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
-  addrinfo* found = nullptr;
-  if (const int error = ::getaddrinfo(parsed->host.c_str(), parsed->port.c_str(), &hints, &found); error != 0) {
-    return StartProblem{true, "--admin: '" + parsed->host + "' is not an address: " + ::gai_strerror(error)};
-  }
-  const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> guard(found, ::freeaddrinfo);
-  listener_.reset(::socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  auto listener = listen_on(AF_UNSPEC, parsed->host, parsed->port, kBacklog);
   stop_event_.reset(::eventfd(0, EFD_CLOEXEC));
-  const int on = 1;
-  ::setsockopt(listener_.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-  if (!listener_ || !stop_event_ || ::bind(listener_.get(), found->ai_addr, found->ai_addrlen) != 0 || ::listen(listener_.get(), kBacklog) != 0) {
-    const int error = errno;
-    listener_.reset();
-    std::string problem = "--admin: " + address + " can't be had: " + errno_text(error);
-    if (error == EADDRINUSE) problem += ". Another server is running there: stop it, or choose another port.";
-    return StartProblem{error == EADDRNOTAVAIL, std::move(problem)};
+  if (listener.ok() && stop_event_) {
+    listener_ = std::move(listener.value());
+    return std::nullopt;
   }
-  host_ = address.substr(0, address.rfind(':'));
-  return std::nullopt;
+  const ListenFailure failure = listener.ok() ? ListenFailure{false, errno, errno_text(errno)} : listener.error();
+  if (failure.no_address) return StartProblem{true, "--admin: '" + parsed->host + "' is not an address: " + failure.reason};
+  std::string problem = "--admin: " + address + " can't be had: " + failure.reason;
+  if (failure.error == EADDRINUSE) problem += ". Another server is running there: stop it, or choose another port.";
+  return StartProblem{false, std::move(problem)};
 }
 
 void Admin::start() {
   if (!listener_) return;
-  LogLine(LogLevel::info, "admin_listening").add("url", "http://" + host_ + ":" + std::to_string(port_of(listener_.get())));
+  LogLine(LogLevel::info, "admin_listening").add("url", "http://" + local_address(listener_));
   for (std::thread& thread : threads_) thread = std::thread([this] { run(); });
 }
 

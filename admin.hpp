@@ -46,7 +46,6 @@ class Admin {
   Services& services_;
   Health& health_;
   const std::string version_;
-  std::string host_;  // as given
   UniqueFd listener_;
   UniqueFd stop_event_;
   std::array<std::thread, 2> threads_;

@@ -1,6 +1,5 @@
 #include "server.hpp"
 
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
@@ -12,6 +11,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "listener.hpp"
 #include "log.hpp"
 
 namespace {
@@ -32,14 +32,6 @@ constexpr int kEventsMax = 256;
 constexpr size_t kPumpThreads = 8;
 // Connections that have gone before accept() took them, in one go.
 constexpr int kAcceptFailuresMax = 64;
-
-std::string text_of(const sockaddr_storage& address) {
-  std::array<char, NI_MAXHOST> host{};
-  const socklen_t length = address.ss_family == AF_INET6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
-  if (::getnameinfo(reinterpret_cast<const sockaddr*>(&address), length, host.data(), host.size(), nullptr, 0, NI_NUMERICHOST) != 0) return "?";
-  const std::string text(host.data());
-  return text.starts_with("::ffff:") ? text.substr(7) : text;
-}
 
 void signal(const UniqueFd& event) {
   const std::uint64_t one = 1;
@@ -91,39 +83,22 @@ Server::~Server() {
 }
 
 std::optional<StartProblem> Server::bind() {
-  if (!host_.empty()) return bind_to(AF_UNSPEC, host_.c_str());
-  // One socket for both families; without IPv6 on this machine, IPv4 alone.
-  if (auto problem = bind_to(AF_INET6, "::"); !problem || errno != EAFNOSUPPORT) return problem;
-  return bind_to(AF_INET, "0.0.0.0");
-}
-
-std::optional<StartProblem> Server::bind_to(int family, const char* host) {
   const std::string port = std::to_string(port_);
-  addrinfo hints{};
-  hints.ai_family = family;
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
-  addrinfo* found = nullptr;
-  if (const int error = ::getaddrinfo(host, port.c_str(), &hints, &found); error != 0) {
-    return StartProblem{true, "--host: '" + std::string(host) + "' is not an address: " + ::gai_strerror(error)};
+  // One socket for both families; without IPv6 on this machine, IPv4 alone.
+  auto listener = listen_on(AF_UNSPEC, host_.empty() ? "::" : host_, port, kBacklog);
+  if (!listener.ok() && host_.empty() && (listener.error().no_address || listener.error().error == EAFNOSUPPORT)) {
+    listener = listen_on(AF_INET, "0.0.0.0", port, kBacklog);
   }
-  const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> guard(found, ::freeaddrinfo);
-  listener_.reset(::socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  const int on = 1;
-  const int off = 0;
-  // Not SO_REUSEPORT, which is httplib's default: with it a second chatterd would take half of the clients.
-  ::setsockopt(listener_.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-  if (found->ai_family == AF_INET6) ::setsockopt(listener_.get(), IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
-  if (!listener_ || ::bind(listener_.get(), found->ai_addr, found->ai_addrlen) != 0 || ::listen(listener_.get(), kBacklog) != 0) {
-    const int error = errno;
-    std::string problem = "Port " + port + " can't be had: " + errno_text(error);
-    if (error == EADDRINUSE) problem += ". Another server is running there: stop it, or choose another --port.";
-    if (error == EACCES) problem += ". Ports under 1024 need root: run it by sudo, or choose a higher --port.";
-    errno = error;
-    return StartProblem{false, std::move(problem)};
+  if (listener.ok()) {
+    adopt(std::move(listener.value()));
+    return std::nullopt;
   }
-  adopt(std::move(listener_));
-  return std::nullopt;
+  const ListenFailure& failure = listener.error();
+  if (failure.no_address) return StartProblem{true, "--host: '" + host_ + "' is not an address: " + failure.reason};
+  std::string problem = "Port " + port + " can't be had: " + failure.reason;
+  if (failure.error == EADDRINUSE) problem += ". Another server is running there: stop it, or choose another --port.";
+  if (failure.error == EACCES) problem += ". Ports under 1024 need root: run it by sudo, or choose a higher --port.";
+  return StartProblem{false, std::move(problem)};
 }
 
 void Server::adopt(UniqueFd listener) {
@@ -132,15 +107,7 @@ void Server::adopt(UniqueFd listener) {
   svr_sock_ = listener_.get();
 }
 
-std::string Server::url() const {
-  sockaddr_storage address{};
-  socklen_t length = sizeof address;
-  ::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&address), &length);
-  const bool v6 = address.ss_family == AF_INET6;
-  const in_port_t port = v6 ? reinterpret_cast<sockaddr_in6&>(address).sin6_port : reinterpret_cast<sockaddr_in&>(address).sin_port;
-  const std::string host = text_of(address);
-  return std::string(has_tls_ ? "https://" : "http://") + (v6 ? "[" + host + "]" : host) + ":" + std::to_string(ntohs(port));
-}
+std::string Server::url() const { return (has_tls_ ? "https://" : "http://") + local_address(listener_); }
 
 void Server::start() {
   pump_ = std::make_unique<Pump>(kPumpThreads, stop_event_.get());

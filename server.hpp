@@ -190,7 +190,6 @@ class Server : public httplib::Server {
   bool process(Exchange::Stream& stream, const std::string& address, bool& connection_closed);
   bool answers_itself();
 
-  std::optional<StartProblem> bind_to(int family, const char* address);
 
   const std::string host_;
   const size_t port_;

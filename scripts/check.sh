@@ -18,7 +18,7 @@ layers=(
   'text'
   'json_view'
   'log metrics net live'
-  'ndjson sse http1 request pulse env_file'
+  'listener ndjson sse http1 request pulse env_file'
   'access privileges config service'
   'tls'
   'connection'

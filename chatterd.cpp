@@ -227,7 +227,7 @@ int run(const Config& config, const std::vector<std::string>& arguments, const E
     if (const auto problem = admin.bind(config.admin)) return fail(*problem);
   }
   const std::string state_folder = config.state_dir.empty() ? default_state_folder() : config.state_dir;
-  if (const auto problem = spool.open(state_folder, database_name(conninfo))) {
+  if (const auto problem = spool.open(state_folder, database_name(conninfo), database.run())) {
     if (!config.state_dir.empty()) return refuse_configuration(*problem);
     LogLine(LogLevel::warning, "no_state_folder").add("reason", *problem);
   }

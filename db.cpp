@@ -91,7 +91,8 @@ std::string database_name(const std::string& conninfo) {
 Database::Database(Settings settings)
     : settings_(std::move(settings)),
       call_timeout_(settings_.call_timeout),
-      servers_(std::make_unique<db_internal::Servers>(settings_.conninfo)) {}
+      servers_(std::make_unique<db_internal::Servers>(settings_.conninfo)),
+      run_(make_uuid().substr(0, kRunBytes)) {}
 Database::~Database() = default;
 
 std::optional<DbFailure> Database::post(const PostRequest& chatt) {

@@ -108,6 +108,8 @@ struct SchemaProblem {
 
 class Database {
  public:
+  /// Of a run's name: a UUID's first three groups, 60 random bits. As many are left to tell its turns apart.
+  static constexpr size_t kRunBytes = 18;
   struct Settings {
     std::string conninfo;
     size_t connections_max;
@@ -124,7 +126,8 @@ class Database {
   // Turns of one conversation, of whichever chatterd, do not interleave. A turn is a row in chatterd_turns
   // (schema.sql) that is written by the transactions that store its messages, so it costs no further round
   // trip, and holds no connection between them. It is held for 15 s at a time, and renewed by keep_turns():
-  //  - When chatterd is killed, its conversations stay blocked for that long at most.
+  //  - When chatterd is killed, its conversations stay blocked for that long at most; when its state folder
+  //    shows that it is gone (spool.hpp), until end_turns_of() was called.
   //  - When chatterd or the database is frozen or away for longer, another chatterd may begin a turn amid a
   //    running one. That one does not know the reply that is still to come, but the order stays right: each
   //    reply is stored behind its own prompt, or not at all if the conversation was replaced meanwhile.
@@ -148,6 +151,12 @@ class Database {
   /// After DbFault::busy: whether trying again may succeed now. As long as it is asked at least every half
   /// second, the turn is the next one in its conversation, unless another was before it.
   Result<bool, DbFailure> may_begin(const Turn& turn);
+  /// A turn's id and that of its reply: a UUID that begins with run().
+  std::string new_turn_id() const;
+  /// What the ids of all turns of this run of chatterd begin with, and those of no other.
+  const std::string& run() const { return run_; }
+  /// Ends the turns of a run that is over.
+  std::optional<DbFailure> end_turns_of(const std::string& run);
   /// Renews the turns under way; call it about once a second, from one thread.
   void keep_turns();
 
@@ -228,6 +237,7 @@ class Database {
   bool away_ = false;        // what the log said last
   Clock::time_point away_since_;
 
+  const std::string run_;
   std::mutex turns_mutex_;
   std::unordered_map<std::string, Held> turns_;  // guarded by turns_mutex_: under way, by id
   Clock::time_point forget_at_{};                // keep_turns() alone

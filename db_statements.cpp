@@ -37,6 +37,9 @@ const Statement kPrepared[kStatements] = {
      "WITH ended AS (" END_TURN ") INSERT INTO chatts (name, message, id, appid) SELECT 'assistant', $3::text, $2::uuid, $1::varchar"
      " WHERE NOT EXISTS (SELECT FROM chatts WHERE appid = $1 AND id = $2)"},
     {"end_turn", END_TURN},
+    {"end_turns_of",
+     "UPDATE chatterd_turns SET holder = '00000000-0000-0000-0000-000000000000', until = now()"
+     " WHERE until > now() AND starts_with(holder::text, $1)"},
     // What others have locked is passed over: many rows at once, in any order, must not lead to a deadlock.
     {"renew_turn",
      "UPDATE chatterd_turns SET until = now() + $3::interval WHERE appid ="

@@ -20,6 +20,7 @@ enum StatementIndex {
   kFindReply,       // TURN, place; a row if nothing is left to do
   kAppendReply,     // TURN, which ends, text
   kEndTurn,         // TURN
+  kEndTurnsOf,      // what the holders begin with
   kRenewTurn,       // TURN, LEASE; a row if it was
   kComeNext,        // TURN: the first right to the turn after this one
   kTurnIsFree,      // TURN; a row if kTakeTurn may succeed

@@ -76,6 +76,12 @@ std::optional<DbFailure> Database::replace(const Turn& turn, const std::vector<C
   return failure_of(run(executions, call_deadline()));
 }
 
+std::string Database::new_turn_id() const { return run_ + make_uuid().substr(kRunBytes); }
+
+std::optional<DbFailure> Database::end_turns_of(const std::string& run_that_is_over) {
+  return failure_of(run({{statement(kEndTurnsOf), {run_that_is_over.c_str()}}}, call_deadline()));
+}
+
 std::optional<DbFailure> Database::store_reply(const Reply& reply) {
   auto failure = insert_reply(reply);
   if (failure) return failure;

@@ -24,6 +24,7 @@ Keeper::~Keeper() {
 
 bool Keeper::begin() {
   if (!prepare_table()) return false;
+  if (table_ready_) end_turns();
   thread_ = std::thread([this] { run(); });
   return true;
 }
@@ -41,6 +42,7 @@ void Keeper::run() {
         spool_.adopt();
         adopt_at_ = Deadline::after(kAdoptEvery);
       }
+      end_turns();
       store_orphans();
       database_.keep_turns();
     }
@@ -64,6 +66,11 @@ bool Keeper::prepare_table() {
   }
   if (!std::exchange(away_told_, true)) LogLine(LogLevel::warning, "database_away").add("reason", problem->sentence);
   return true;
+}
+
+// Of chatterds that are gone. What can't be ended now is over by itself, some seconds later.
+void Keeper::end_turns() {
+  for (const std::string& run : spool_.take_ended_runs()) static_cast<void>(database_.end_turns_of(run));
 }
 
 void Keeper::store_orphans() {

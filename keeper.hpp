@@ -28,6 +28,7 @@ class Keeper {
  private:
   void run();
   bool prepare_table();
+  void end_turns();
   void store_orphans();
 
   Database& database_;

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <system_error>
+#include <utility>
 
 #include "json_view.hpp"
 #include "log.hpp"
@@ -92,11 +93,16 @@ std::string default_state_folder() {
   return "/var/tmp/chatterd-" + std::to_string(geteuid());
 }
 
-std::optional<std::string> Spool::open(const std::string& folder, const std::string& database_name) {
+std::optional<std::string> Spool::open(const std::string& folder, const std::string& database_name, const std::string& run) {
   auto problem = open_own(folder, database_name);
+  if (problem) return problem;
+  {
+    const std::lock_guard lock(mutex_);
+    note_run(number_, run, O_CREAT);
+  }
   // Here too, while this may still be root, to whom files of an earlier one belong.
-  if (!problem) adopt();
-  return problem;
+  adopt();
+  return std::nullopt;
 }
 
 std::optional<std::string> Spool::open_own(const std::string& folder, const std::string& database_name) {
@@ -121,8 +127,8 @@ std::optional<std::string> Spool::open_own(const std::string& folder, const std:
   return std::nullopt;
 }
 
-UniqueFd Spool::open_file(int number, int flags) const {
-  const std::string name = name_ + (number == 0 ? "" : "-" + std::to_string(number));
+UniqueFd Spool::open_file(int number, int flags, const char* suffix) const {
+  const std::string name = name_ + (number == 0 ? "" : "-" + std::to_string(number)) + suffix;
   return UniqueFd(::openat(folder_.get(), name.c_str(), O_RDWR | O_APPEND | O_CLOEXEC | O_NOFOLLOW | flags, 0600));
 }
 
@@ -136,15 +142,34 @@ void Spool::read_own() {
   if (has_lines_ && !text.ends_with('\n')) append("\n", false);
 }
 
+// Which run has a file stands beside it, in a file of its own: it is replaced by the `next` one. Call it with the
+// lock on that file: whoever stands there is over.
+void Spool::note_run(int number, const std::string& next, int flags) {
+  const UniqueFd file = open_file(number, flags, ".run");
+  if (!file) return;
+  std::string run = read_text(file.get());
+  if (run == next) return;
+  if (run.size() == Database::kRunBytes) ended_runs_.push_back(std::move(run));
+  if (::ftruncate(file.get(), 0) != 0 || ::write(file.get(), next.data(), next.size()) < 0) {
+    LogLine(LogLevel::warning, "spool_write_failed").add("reason", errno_text(errno));
+  }
+}
+
+std::vector<std::string> Spool::take_ended_runs() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(ended_runs_, {});
+}
+
 void Spool::adopt() {
   const std::lock_guard lock(mutex_);
   if (!file_) return;
   size_t count = 0;
   for (int number = 0; number < kSharersMax; ++number) {
-    struct stat about {};
     const UniqueFd other = number == number_ ? UniqueFd() : open_file(number, 0);
-    if (!other || ::fstat(other.get(), &about) != 0 || about.st_size == 0) continue;
-    if (::flock(other.get(), LOCK_EX | LOCK_NB) == 0) count += take_over(other.get());
+    if (!other || ::flock(other.get(), LOCK_EX | LOCK_NB) != 0) continue;
+    note_run(number, "", 0);
+    struct stat about {};
+    if (::fstat(other.get(), &about) == 0 && about.st_size != 0) count += take_over(other.get());
   }
   if (count != 0) LogLine(LogLevel::info, "replies_found_in_spool").add("count", count);
 }

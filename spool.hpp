@@ -22,15 +22,18 @@ class Spool {
   Spool(const Spool&) = delete;
   Spool& operator=(const Spool&) = delete;
 
-  /// Opens the spool of one database in `folder`, making both, and reads what an earlier run has left.
-  /// Several chatterds may share the folder; each has a file of its own. Returns what is wrong, as a sentence; without an open
-  /// spool replies wait in memory only. Call it once, before any other.
-  std::optional<std::string> open(const std::string& folder, const std::string& database_name);
+  /// Opens the spool of one database in `folder`, making both, and reads what an earlier run has left. `run`
+  /// is the name of this one. Several chatterds may share the folder; each has a file of its own. Returns what
+  /// is wrong, as a sentence; without an open spool replies wait in memory only. Call it once, before any other.
+  std::optional<std::string> open(const std::string& folder, const std::string& database_name, const std::string& run);
 
   /// Takes over what chatterds that shared the folder have left in their files and that don't run any
   /// more: they may never start again. open() does so too, perhaps still as root, and so reaches files that
   /// this can't open. Call it now and then.
   void adopt();
+  /// The runs, by name, that have locked a file before and have it no more, so that they are over: their turns
+  /// can be ended. Each is told once.
+  std::vector<std::string> take_ended_runs();
   /// Keeps a reply; returns when it is on the disk, or false when it can't be put there.
   bool keep(const Reply& reply);
   /// The reply is stored, or not wanted any more.
@@ -51,7 +54,8 @@ class Spool {
   };
 
   std::optional<std::string> open_own(const std::string& folder, const std::string& database_name);
-  UniqueFd open_file(int number, int flags) const;
+  UniqueFd open_file(int number, int flags, const char* suffix = "") const;
+  void note_run(int number, const std::string& next, int flags);
   void read_own();
   size_t take_over(int other);
   bool append(const std::string& line, bool through);
@@ -65,6 +69,7 @@ class Spool {
   UniqueFd file_;
   std::vector<Waiting> waiting_;
   bool has_lines_ = false;
+  std::vector<std::string> ended_runs_;
 };
 
 /// The folder for state when none is given: what systemd says, or the user's own.

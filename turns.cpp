@@ -91,7 +91,7 @@ void Conversations::leave(const std::string& app_id) {
   next->called.notify_one();
 }
 
-SharedTurn::SharedTurn(Database& database, std::string app_id) : database_(&database), turn_{std::move(app_id), make_uuid()} {}
+SharedTurn::SharedTurn(Database& database, std::string app_id) : database_(&database), turn_{std::move(app_id), database.new_turn_id()} {}
 
 // True: the turn may be had now, or the database has failed and will say so. False: it is not to be had.
 bool SharedTurn::wait(Conversations& conversations, Waiter& waiter, Deadline deadline, milliseconds& pause) {

@@ -300,6 +300,40 @@ TEST_CASE("a killed chatterd's conversation is free within 15 s; a running strea
   CHECK(fourth->stop() == 0);
 }
 
+TEST_CASE("a killed chatterd's conversation is free once it starts again, or another that shares its state folder (3.13)", "[shared]") {
+  for (const bool same_again : {true, false}) {
+    INFO(same_again);
+    Two two;
+    const TempFolder state;
+    const Arguments sharing{"--state-dir", state.file("replies"), "--user", "root", "--turn-wait", "0.3"};
+    const Gate done;
+    two.world.ollama.answer_with(echo("first", done));
+    Stream kept(two.endpoint, chat_body("kept", "first"));
+    kept.events(2);
+    auto killed = two.start(sharing);
+    const Endpoint killed_endpoint = killed->wait_until_ready();
+    Stream lost(killed_endpoint, chat_body("lost", "first"));
+    lost.events(2);
+    std::unique_ptr<Chatterd> other = same_again ? nullptr : two.start(sharing);
+    if (other) other->wait_until_ready();
+    killed->signal(SIGKILL);
+    REQUIRE(killed->wait_exit(kPatienceMs).has_value());
+    const auto died = Clock::now();
+    if (same_again) other = two.start(sharing);
+    Stream next(two.endpoint, chat_body("lost", "next"));
+    next.expect_ok(30'000);
+    next.rest();
+    // A chatterd that starts looks at once, one that runs every 10 s; by itself a turn is over after 15 s.
+    CHECK(ms_between(died, Clock::now()) < (same_again ? 5000 : 14'000));
+    // What lives keeps its own.
+    check_error(exchange(other->wait_until_ready(), {"POST", "/llmchat/", chat_body("kept", "next"), {}}), 409);
+    done.open();
+    kept.rest();
+    CHECK(other->stop() == 0);
+    CHECK(joined(two.world.database.wait_for_rows("lost", 3)) == "user:first|user:next|assistant:re-next");
+  }
+}
+
 TEST_CASE("the reply of a chatterd that has lost its turn is still stored behind its own prompt (db.hpp)", "[shared]") {
   Two two;
   const Gate done;

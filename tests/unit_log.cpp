@@ -51,7 +51,7 @@ class Captured {
   int saved_;
 };
 
-const std::string kHostile("a b=\"c\"\n\r\x01\x1b[31m\\ \xff\xc3\xa9 \xe2\x28\xa1", 26);
+const std::string kHostile("a b=\"c\"\n\r\x01\x1b[31m\\ \xff\xc3\xa9 \xe2\x28\xa1");
 
 }  // namespace
 

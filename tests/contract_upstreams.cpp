@@ -101,7 +101,8 @@ TEST_CASE("an Ollama that refuses connections is passed over, said once, and use
     CHECK(response.body == data_events({token_line("from the other"), done_line()}));
   }
   CHECK(other.exchanges().size() == 5);
-  CHECK_FALSE(world.chatterd->wait_for_log({"ollama_away", url, "refused"}).empty());
+  // It may have been found by the look at the start, which was cut off rather than refused.
+  CHECK_FALSE(world.chatterd->wait_for_log({"ollama_away", url}).empty());
   first.emplace(port);
   first->answer_with(answer_tokens({"back"}));
   const auto is_back = [&] { return holds(world.post("/llmchat/", chat_body(fresh_app(), "x")).body, "\"back\""); };

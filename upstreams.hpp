@@ -51,8 +51,8 @@ class Upstreams {
 
   explicit Upstreams(size_t count) : states_(count) {}
 
-  /// The address for a turn, by the rules above; nothing: none is left that it has not tried. With `resting_too` false those that
-  /// rest are not asked. The generation counts as running until leave().
+  /// The address for a turn, by the rules above; nothing: none is left that it has not tried. With
+  /// `resting_too` false those that rest are not asked. The generation counts as running until leave().
   std::optional<size_t> choose(const Tried& tried, bool resting_too, TimePoint now);
   void leave(size_t upstream) { --states_[upstream].running; }
   /// There was no answer. True: with this its rest begins.

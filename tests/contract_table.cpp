@@ -63,6 +63,12 @@ Finished start_as(const Database& database, const std::string& role, const Scrip
   return run_chatterd(usual_arguments(database.conninfo(0, role), ollama.url()));
 }
 
+void let_owner_make_tables(const Database& database, const ScriptedOllama& ollama) {
+  Chatterd owner(usual_arguments(database.conninfo(), ollama.url()));
+  owner.wait_until_ready();
+  CHECK(owner.stop() == 0);
+}
+
 }  // namespace
 
 TEST_CASE("where there is no table chatterd makes it at start, with the columns of the contract (4)", "[table]") {
@@ -242,11 +248,7 @@ TEST_CASE("an up-to-date table is enough for a role that may only select, insert
   Database database;
   ScriptedOllama ollama;
   ollama.answer_with(answer_tokens({"ok"}));
-  {
-    Chatterd owner(usual_arguments(database.conninfo(), ollama.url()));
-    owner.wait_until_ready();
-    CHECK(owner.stop() == 0);
-  }
+  let_owner_make_tables(database, ollama);
   database.run("GRANT SELECT, INSERT, DELETE ON chatts TO " + role.name());
   Chatterd chatterd(usual_arguments(database.conninfo(0, role.name()), ollama.url()));
   const Endpoint endpoint = chatterd.wait_until_ready();
@@ -272,11 +274,7 @@ TEST_CASE("a table of an older chatterd: a role that may not add to it is told a
     Database database;
     ScriptedOllama ollama;
     ollama.answer_with(answer_tokens({"ok"}));
-    {
-      Chatterd owner(usual_arguments(database.conninfo(), ollama.url()));
-      owner.wait_until_ready();
-      CHECK(owner.stop() == 0);
-    }
+    let_owner_make_tables(database, ollama);
     database.run("DROP TABLE chatterd_turns; GRANT SELECT, INSERT, DELETE ON chatts TO " + role.name());
     if (!owner_may_create) database.run("ALTER SCHEMA public OWNER TO postgres; REVOKE CREATE ON SCHEMA public FROM PUBLIC");
     const Finished refused = start_as(database, role.name(), ollama);

@@ -12,7 +12,10 @@
 
 namespace {
 
-constexpr const char* kCiphersTls12 = "ECDHE+AESGCM:ECDHE+CHACHA20";
+// AES-128 first, as OpenSSL itself would not have it: with it goes SHA-256, for which processors have instructions
+// and which a handshake computes some fifty times; AES-256 would bring SHA-384.
+constexpr const char* kCiphersTls12 = "ECDHE+AESGCM+AES128:ECDHE+AESGCM:ECDHE+CHACHA20";
+constexpr const char* kCiphersTls13 = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256";
 constexpr const char* kSessionIdContext = "chatterd";
 
 std::string openssl_reason() {
@@ -48,6 +51,7 @@ Result<SslContext, TlsProblem> make_server_context(const std::string& cert_file,
   SslContext context(SSL_CTX_new(TLS_server_method()));
   SSL_CTX_set_min_proto_version(context.get(), TLS1_2_VERSION);
   SSL_CTX_set_cipher_list(context.get(), kCiphersTls12);
+  SSL_CTX_set_ciphersuites(context.get(), kCiphersTls13);
   SSL_CTX_set_options(context.get(), SSL_OP_NO_RENEGOTIATION | SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA | SSL_OP_NO_COMPRESSION);
   // A connection without traffic gives its buffers back (34 KB each), and one read takes in more than
   // a record's five bytes of header.

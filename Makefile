@@ -96,7 +96,7 @@ FUZZ_CXX     ?= $(shell command -v clang++ 2>/dev/null || echo clang++-14)
 FUZZ_TARGETS := request ndjson sse options http1
 FUZZ_SHARED  := $(BUILD)/tests/fuzz/reference.o $(BUILD)/tests/harness/sse.o
 FUZZ_OBJECTS := $(FUZZ_TARGETS:%=$(BUILD)/tests/fuzz/%.o) $(FUZZ_SHARED)
-FUZZ_MODULES := $(patsubst %,$(BUILD)/%.o,config env_file http1 json_view log metrics ndjson net ollama relay request sse text upstreams)
+FUZZ_MODULES := $(patsubst %,$(BUILD)/%.o,config env_file http1 json_check json_view log metrics ndjson net ollama relay request sse text upstreams)
 SANITIZE_fuzz := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
 $(BUILD)/unit_tests: $(FUZZ_OBJECTS)

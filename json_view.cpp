@@ -1,6 +1,10 @@
 #include "json_view.hpp"
 
+#include <algorithm>
+
 #include <nlohmann/json.hpp>
+
+#include "text.hpp"
 
 namespace {
 
@@ -53,14 +57,13 @@ size_t skip_space(std::string_view text, size_t at) {
 }
 
 size_t end_of_string(std::string_view text, size_t at) {
-  for (++at; at < text.size(); ++at) {
-    if (text[at] == '\\') {
-      ++at;
-    } else if (text[at] == '"') {
-      return at + 1;
-    }
+  ++at;
+  while (true) {
+    at += plain_length(text.substr(at));
+    if (at >= text.size()) return text.size();
+    if (text[at] == '"') return at + 1;
+    at = std::min(text.size(), at + (text[at] == '\\' ? 2 : 1));
   }
-  return text.size();
 }
 
 size_t end_of_value(std::string_view text, size_t at) {
@@ -113,17 +116,31 @@ std::string_view trim_json(std::string_view text) {
 
 bool is_json_object(std::string_view text) { return trim_json(text).substr(0, 1) == "{"; }
 
+JsonMembers::JsonMembers(std::string_view object) : text_(trim_json(object)), at_(1) {}
+
+bool JsonMembers::next() {
+  at_ = next_item(text_, at_);
+  if (at_ == std::string_view::npos) return false;
+  const size_t key_end = end_of_string(text_, at_);
+  const size_t value_at = skip_space(text_, skip_space(text_, key_end) + 1);  // behind the colon
+  const size_t value_end = end_of_value(text_, value_at);
+  if (value_end <= value_at) return false;  // not JSON
+  key_ = text_.substr(at_, key_end - at_);
+  value_ = text_.substr(value_at, value_end - value_at);
+  at_ = value_end;
+  return true;
+}
+
+bool JsonMembers::is(std::string_view name) const {
+  if (key_.find('\\') != std::string_view::npos) return key() == name;
+  return key_.size() == name.size() + 2 && key_.substr(1, name.size()) == name;
+}
+
+std::string JsonMembers::key() const { return json_string(key_).value_or(""); }
+
 std::vector<JsonMember> json_members(std::string_view object) {
-  const std::string_view text = trim_json(object);
   std::vector<JsonMember> members;
-  for (size_t at = next_item(text, 1); at != std::string_view::npos; at = next_item(text, at)) {
-    const size_t key_end = end_of_string(text, at);
-    const size_t value_at = skip_space(text, skip_space(text, key_end) + 1);  // behind the colon
-    const size_t value_end = end_of_value(text, value_at);
-    if (value_end <= value_at) break;  // not JSON
-    members.push_back({json_string(text.substr(at, key_end - at)).value_or(""), text.substr(value_at, value_end - value_at)});
-    at = value_end;
-  }
+  for (JsonMembers member(object); member.next();) members.push_back({member.key(), member.value()});
   return members;
 }
 

@@ -28,6 +28,23 @@ struct JsonMember {
 std::string_view trim_json(std::string_view text);  ///< without white space and BOM around it
 bool is_json_object(std::string_view text);
 std::vector<JsonMember> json_members(std::string_view object);
+/// The members of an object one by one, as they were written.
+class JsonMembers {
+ public:
+  explicit JsonMembers(std::string_view object);
+  /// Goes on to the first or next one. False: there is none.
+  bool next();
+  std::string_view value() const { return value_; }
+  /// Whether its key is `name`, which has nothing to escape.
+  bool is(std::string_view name) const;
+  std::string key() const;
+
+ private:
+  std::string_view text_;
+  size_t at_;
+  std::string_view key_;  // with its quotes
+  std::string_view value_;
+};
 std::vector<std::string_view> json_elements(std::string_view array);
 /// The text of a JSON string; nothing if the value is of another type.
 std::optional<std::string> json_string(std::string_view value);

@@ -14,33 +14,6 @@ constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
 
 bool is_continuation(char c) { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; }
 
-// The length of the well-formed UTF-8 sequence at `at` (Unicode 15, table 3-7), 0 if there is none.
-size_t sequence_length(std::string_view text, size_t at) {
-  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[at + i]); };
-  const size_t left = text.size() - at;
-  const unsigned char lead = byte(0);
-  if (lead < 0x80) return 1;
-  size_t length = 0;
-  unsigned char low = 0x80;
-  unsigned char high = 0xBF;
-  if (lead >= 0xC2 && lead <= 0xDF) {
-    length = 2;
-  } else if (lead >= 0xE0 && lead <= 0xEF) {
-    length = 3;
-    if (lead == 0xE0) low = 0xA0;   // overlong
-    if (lead == 0xED) high = 0x9F;  // surrogates
-  } else if (lead >= 0xF0 && lead <= 0xF4) {
-    length = 4;
-    if (lead == 0xF0) low = 0x90;   // overlong
-    if (lead == 0xF4) high = 0x8F;  // beyond U+10FFFF
-  }
-  if (length == 0 || left < length || byte(1) < low || byte(1) > high) return 0;
-  for (size_t i = 2; i < length; ++i) {
-    if (!is_continuation(text[at + i])) return 0;
-  }
-  return length;
-}
-
 void append_json_escape(std::string& out, unsigned char byte) {
   switch (byte) {
     case '"': out += "\\\""; return;
@@ -86,23 +59,50 @@ void append_number(std::string& out, std::int64_t number, size_t digits) {
 
 }  // namespace
 
+size_t utf8_sequence_length(std::string_view text, size_t at) {
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[at + i]); };
+  const size_t left = text.size() - at;
+  const unsigned char lead = byte(0);
+  if (lead < 0x80) return 1;
+  size_t length = 0;
+  unsigned char low = 0x80;
+  unsigned char high = 0xBF;
+  if (lead >= 0xC2 && lead <= 0xDF) {
+    length = 2;
+  } else if (lead >= 0xE0 && lead <= 0xEF) {
+    length = 3;
+    if (lead == 0xE0) low = 0xA0;   // overlong
+    if (lead == 0xED) high = 0x9F;  // surrogates
+  } else if (lead >= 0xF0 && lead <= 0xF4) {
+    length = 4;
+    if (lead == 0xF0) low = 0x90;   // overlong
+    if (lead == 0xF4) high = 0x8F;  // beyond U+10FFFF
+  }
+  if (length == 0 || left < length || byte(1) < low || byte(1) > high) return 0;
+  for (size_t i = 2; i < length; ++i) {
+    if (!is_continuation(text[at + i])) return 0;
+  }
+  return length;
+}
+
+size_t plain_length(std::string_view text) {
+  size_t i = 0;
+  while (text.size() - i >= 8 && eight_are_plain(text.data() + i)) i += 8;
+  while (i < text.size() && !needs_care(text[i])) ++i;
+  return i;
+}
+
 void append_json_string(std::string& out, std::string_view text) {
   out += '"';
   size_t plain_from = 0;
   size_t i = 0;
   const auto flush_plain = [&] { out.append(text, plain_from, i - plain_from); };
-  while (i < text.size()) {
-    if (text.size() - i >= 8 && eight_are_plain(text.data() + i)) {
-      i += 8;
-      continue;
-    }
-    if (!needs_care(text[i])) {
-      ++i;
-      continue;
-    }
+  while (true) {
+    i += plain_length(text.substr(i));
+    if (i == text.size()) break;
     const auto byte = static_cast<unsigned char>(text[i]);
     if (byte >= 0x80) {
-      if (const size_t length = sequence_length(text, i)) {
+      if (const size_t length = utf8_sequence_length(text, i)) {
         i += length;
         continue;
       }

@@ -17,6 +17,7 @@ layers=(
   'result'
   'text'
   'json_view'
+  'json_check'
   'log metrics net live'
   'listener ndjson sse http1 request pulse env_file'
   'access privileges config service'

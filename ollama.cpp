@@ -219,6 +219,10 @@ Generation::Event Generation::receive_head(Waiter& waiter, Deadline deadline) {
   }
   ollama_.answer(*upstream_);
   if (pass_on_refusal()) return Event::head;
+  // Each line would be acknowledged by a packet of its own, sent by who reads it. Nothing waits for that: so with
+  // the next line, or after a moment (tcp(7)).
+  const int off = 0;
+  ::setsockopt(fd_.get(), IPPROTO_TCP, TCP_QUICKACK, &off, sizeof off);
   body_ = head_.body();
   unread_ = head_.rest();
   all_sent_ = sent_ == request_.size();

@@ -1,5 +1,7 @@
 #include "workers.hpp"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <system_error>
 
@@ -80,6 +82,7 @@ bool Workers::start_thread(Job& job) {
 }
 
 void Workers::run(std::list<std::thread>::iterator self, Job job) {
+  ::pthread_setname_np(::pthread_self(), "worker");
   const auto sleeper = std::make_shared<Sleeper>();
   while (job) {
     serve_(std::move(job));

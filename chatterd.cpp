@@ -231,7 +231,15 @@ int run(const Config& config, const std::vector<std::string>& arguments, const E
     if (!config.state_dir.empty()) return refuse_configuration(*problem);
     LogLine(LogLevel::warning, "no_state_folder").add("reason", *problem);
   }
-  if (const auto problem = drop_root(config.user)) return fail(*problem);
+  {
+    const RealTime real_time;
+    if (const auto problem = drop_root(config.user)) return fail(*problem);
+    if (real_time.granted()) {
+      server.start_express();
+    } else {
+      LogLine(LogLevel::debug, "no_real_time");
+    }
+  }
   Keeper keeper(database, spool);
   if (!keeper.begin()) return kExitFailure;
   look_for_ollama(ollama);

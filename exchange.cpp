@@ -16,10 +16,26 @@ thread_local Exchange* current_exchange = nullptr;
 
 // What httplib writes in small pieces is sent at the latest when it has come to this.
 constexpr size_t kHeldBytesMax = 16 * 1024;
-// An answer that comes in a few pieces is over before it would have paid to lend it to the pump.
-constexpr int kOwnWaits = 8;
+// So many lines one by one, with kReadingGap before each, and an answer is lent to the pump.
+constexpr int kReadingLines = 2;
+// When more answers hurry than there are processors, lines of each gather for this long after so many pieces: its turn
+// comes late anyway, and a line that comes with others costs a third.
+constexpr auto kGather = milliseconds(1);
+constexpr int kPiecesAtOnce = 4;
 // A path in the log; longer ones are somebody's experiments.
 constexpr size_t kLoggedPathBytesMax = 200;
+
+// Counts in `count` as long as it lives.
+class Counted {
+ public:
+  explicit Counted(std::atomic<size_t>& count) : count_(count) { ++count_; }
+  ~Counted() { --count_; }
+  Counted(const Counted&) = delete;
+  Counted& operator=(const Counted&) = delete;
+
+ private:
+  std::atomic<size_t>& count_;
+};
 
 double ms_of(Clock::duration time) { return std::chrono::duration<double, std::milli>(time).count(); }
 
@@ -93,31 +109,60 @@ Wake Exchange::wait(int fd, short events, Deadline deadline) {
   }
 }
 
-Wake Exchange::carry(int fd, Deadline deadline, const std::function<bool()>& step) {
-  while (own_waits_ < kOwnWaits) {
-    ++own_waits_;
-    const Wake wake = wait(fd, POLLIN, deadline);
-    if (wake != Wake::ready || !step()) return wake;
-  }
-  release_unused_stack();
+Wake Exchange::carry(int fd, Deadline deadline, const std::function<Step()>& step) {
   while (true) {
+    if (!reading_) {
+      const Wake wake = carry_hurried(fd, deadline, step);
+      if (!reading_) return wake;
+    }
+    release_unused_stack();
     bool more = true;
     std::exception_ptr thrown;  // goes on on this thread, where it concerns this request only
     lent_ = true;
     const std::optional<Wake> wake = server_.pump_->carry(fd, connection_.fd(), deadline, [&] {
+      Step carried = Step::last;
       try {
-        more = step();
+        carried = step();
+        more = carried != Step::last;
       } catch (...) {
         thrown = std::current_exception();
       }
-      return more && !thrown && held_.empty();
+      return held_.empty() ? carried : Step::last;
     });
     lent_ = false;
     if (thrown) std::rethrow_exception(thrown);
+    // Unless the client reads slowly, which is for this thread to wait for.
+    if (wake == Wake::ready && held_.empty()) reading_ = false;
     if (!flush()) return Wake::client_left;
     if (!wake) return Waiter::carry(fd, deadline, step);
     if (wake != Wake::ready || !more) return *wake;
   }
+}
+
+// Carries the stream on this thread until it turns out to come at the pace of reading, or something ends the wait.
+Wake Exchange::carry_hurried(int fd, Deadline deadline, const std::function<Step()>& step) {
+  static const size_t processors = std::thread::hardware_concurrency();
+  std::optional<Counted> counted;
+  auto last_piece_at = Clock::now();
+  int slow_lines = 0;
+  for (int pieces = 1; slow_lines < kReadingLines; ++pieces) {
+    Wake wake = wait(fd, POLLIN, deadline);
+    if (wake != Wake::ready) return wake;
+    const auto piece_at = Clock::now();
+    const Step carried = step();
+    if (carried == Step::last) return wake;
+    slow_lines = carried == Step::one && piece_at - last_piece_at >= kReadingGap ? slow_lines + 1 : 0;
+    last_piece_at = piece_at;
+    // Who writes the next lines and who reads these may be waiting for this processor.
+    std::this_thread::yield();
+    if (pieces < kPiecesAtOnce) continue;
+    if (!counted) counted.emplace(server_.hurried_);
+    if (server_.hurried_ <= processors) continue;
+    wake = wait(-1, 0, Deadline::earlier(deadline, Deadline::after(kGather)));
+    if (wake != Wake::timed_out) return wake;
+  }
+  reading_ = true;
+  return Wake::ready;
 }
 
 Wake Exchange::wait_without_client(Deadline deadline) {

@@ -65,6 +65,13 @@ class UniqueFd {
 /// What ended a wait.
 enum class Wake { ready, timed_out, client_left, stopping };
 
+/// What a step of Waiter::carry() has come to.
+enum class Step {
+  last,  ///< there is to be no other
+  one,   ///< it has passed on a line, or part of one
+  many,  ///< it has passed on several lines, which had gathered
+};
+
 /// How code that serves a client waits on another descriptor: the same poll watches the client, so
 /// that it is noticed at once when the client leaves, and the server's order to stop.
 class Waiter {
@@ -73,14 +80,14 @@ class Waiter {
   /// Waits until `fd` (-1: none) has one of `events` or an error, or until something else ends the
   /// wait. Called by the thread that serves the request only.
   virtual Wake wait(int fd, short events, Deadline deadline) = 0;
-  /// Waits until `fd` is readable and calls `step`, again and again until it returns false
+  /// Waits until `fd` is readable and calls `step`, again and again until it returns Step::last
   /// (Wake::ready) or something else ends the wait. A step may run on another thread than the caller's,
   /// one at a time and none after the return; it must not wait or throw.
-  virtual Wake carry(int fd, Deadline deadline, const std::function<bool()>& step) {
+  virtual Wake carry(int fd, Deadline deadline, const std::function<Step()>& step) {
     Wake wake = Wake::ready;
     do {
       wake = wait(fd, POLLIN, deadline);
-    } while (wake == Wake::ready && step());
+    } while (wake == Wake::ready && step() != Step::last);
     return wake;
   }
 };

@@ -1,7 +1,9 @@
 #include "privileges.hpp"
 
 #include <grp.h>
+#include <pthread.h>
 #include <pwd.h>
+#include <sched.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
@@ -20,7 +22,19 @@ const passwd* find_user(const std::string& user) {
   return getpwnam("nobody");
 }
 
+bool set_policy(int policy) {
+  sched_param parameters{};
+  parameters.sched_priority = sched_get_priority_min(policy);
+  return pthread_setschedparam(pthread_self(), policy, &parameters) == 0;
+}
+
 }  // namespace
+
+RealTime::RealTime() : granted_(set_policy(SCHED_RR)) {}
+
+RealTime::~RealTime() {
+  if (granted_) set_policy(SCHED_OTHER);
+}
 
 std::optional<StartProblem> drop_root(const std::string& user) {
   if (geteuid() != 0) return std::nullopt;

@@ -1,4 +1,4 @@
-// Root is for binding a port and reading a key; nothing is served as root.
+// Root is for binding a port, reading a key and real time for one thread; nothing is served as root.
 #pragma once
 
 #include <optional>
@@ -10,3 +10,19 @@
 /// nothing. Empty: the user who called sudo, else nobody. Call it before any
 /// thread is started; after a problem nothing may be served.
 std::optional<StartProblem> drop_root(const std::string& user);
+
+/// Real-time scheduling for the calling thread, and so for those that it starts meanwhile, as long as this lives. For
+/// a thread that seldom runs, and briefly: a real-time thread comes before all others of the machine. SCHED_RR at the
+/// lowest priority (sched(7)).
+class RealTime {
+ public:
+  /// Where this process may: as root, or by RLIMIT_RTPRIO.
+  RealTime();
+  ~RealTime();
+  RealTime(const RealTime&) = delete;
+  RealTime& operator=(const RealTime&) = delete;
+  bool granted() const { return granted_; }
+
+ private:
+  bool granted_;
+};

@@ -15,6 +15,15 @@ constexpr int kEventsMax = 64;
 // Made together, so that among memory that is freed again they keep few pages from being given back.
 constexpr size_t kBlockStreams = 64;
 
+// The express thread may be busy for four fifths of such a time: it leaves the machine, which may have one processor
+// only, the rest. One that was busier leaves its streams and all others to the other threads for as long as kExpressRest.
+constexpr auto kExpressWindow = milliseconds(50);
+constexpr double kExpressBusyMax = 0.8;
+constexpr auto kExpressRest = std::chrono::seconds(1);
+// A stream hurries after so many pieces in a row that were of several lines, or so soon after the last: a few lines
+// that come together are no hurry yet.
+constexpr int kHurriedPieces = 4;
+
 }  // namespace
 
 // What one stream is to its loop. It is never freed before the pump: an event that was on its way when
@@ -29,19 +38,28 @@ struct Pump::Stream {
   std::mutex mutex;  // held during a step
   std::condition_variable back;
   // Guarded by mutex:
-  const std::function<bool()>* step = nullptr;  // null: it is not lent
+  const std::function<Step()>* step = nullptr;  // null: it is not lent
   Loop* loop = nullptr;
   int fd = -1;
   int client_fd = -1;
   Wake outcome = Wake::timed_out;
+  Clock::time_point last_piece_at;
+  int hurried_pieces = 0;
 
+  bool hurries(Step carried, Clock::time_point at);
   void end(Wake why);
 };
 
+bool Pump::Stream::hurries(Step carried, Clock::time_point at) {
+  hurried_pieces = carried == Step::many || at - last_piece_at < kReadingGap ? hurried_pieces + 1 : 0;
+  last_piece_at = at;
+  return hurried_pieces >= kHurriedPieces;
+}
+
 class Pump::Loop {
  public:
-  Loop(Pump& pump, int stop_fd) : pump_(pump), epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
-    watch(stop_fd, EPOLLIN | EPOLLONESHOT, &stopping_);
+  Loop(Pump& pump, bool express) : pump_(pump), express_(express), epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
+    watch(pump.stop_fd_, EPOLLIN | EPOLLONESHOT, &stopping_);
     watch(pulse_.fd(), EPOLLIN, &pulse_);
     thread_ = std::thread([this] { run(); });
   }
@@ -59,14 +77,21 @@ class Pump::Loop {
   }
   void forget(int fd) { ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr); }
   bool stopping() const { return stopping_; }
+  bool rests() const { return Clock::now() < rests_until_.load(); }
   bool beats(Clock::duration patience) { return pulse_.beats(patience); }
 
  private:
   void run();
-  void handle(const Stream::Watched& watched);
-  void stop();
+  void handle(const Stream::Watched& watched, Clock::time_point woken_at);
+  void end_all(Wake why, bool also_of_others);
+  void note_busy(Clock::time_point from);
 
   Pump& pump_;
+  const bool express_;
+  // Of the express thread, used by it alone:
+  Clock::time_point window_began_ = Clock::now();
+  Clock::duration busy_{};
+  std::atomic<Clock::time_point> rests_until_{Clock::time_point::min()};
   UniqueFd epoll_;
   Pulse pulse_;
   std::atomic<bool> quitting_{false};
@@ -84,29 +109,46 @@ void Pump::Stream::end(Wake why) {
 }
 
 void Pump::Loop::run() {
-  ::pthread_setname_np(::pthread_self(), "pump");
+  ::pthread_setname_np(::pthread_self(), express_ ? "express" : "pump");
   std::array<epoll_event, kEventsMax> events;
   while (!quitting_) {
     const int count = ::epoll_wait(epoll_.get(), events.data(), kEventsMax, -1);
+    const auto woken_at = Clock::now();
     for (int i = 0; i < count; ++i) {
       void* who = events[static_cast<size_t>(i)].data.ptr;
       if (who == &pulse_) {
         pulse_.answer();
       } else if (who == &stopping_) {
-        stop();
+        stopping_ = true;
+        end_all(Wake::stopping, true);
       } else {
-        handle(*static_cast<const Stream::Watched*>(who));
+        handle(*static_cast<const Stream::Watched*>(who), woken_at);
       }
     }
+    if (express_) note_busy(woken_at);
   }
 }
 
-void Pump::Loop::handle(const Stream::Watched& watched) {
+void Pump::Loop::note_busy(Clock::time_point from) {
+  const auto now = Clock::now();
+  busy_ += now - from;
+  const auto window = now - window_began_;
+  if (window < kExpressWindow) return;
+  if (busy_ > window * kExpressBusyMax) {
+    rests_until_ = now + kExpressRest;
+    end_all(Wake::ready, false);
+  }
+  window_began_ = now;
+  busy_ = {};
+}
+
+void Pump::Loop::handle(const Stream::Watched& watched, Clock::time_point woken_at) {
   Stream& stream = *watched.stream;
   const std::lock_guard lock(stream.mutex);
   if (stream.step == nullptr) return;
   if (!watched.is_client) {
-    if (!(*stream.step)()) stream.end(Wake::ready);
+    const Step carried = (*stream.step)();
+    if (carried == Step::last || stream.hurries(carried, woken_at)) stream.end(Wake::ready);
     return;
   }
   // Rare enough to ask whether it is this client that has left, not the one before.
@@ -114,30 +156,38 @@ void Pump::Loop::handle(const Stream::Watched& watched) {
   if (::poll(&client, 1, 0) > 0) stream.end(Wake::client_left);
 }
 
-void Pump::Loop::stop() {
-  stopping_ = true;
+// Gives streams back to their threads: its own, or those of the whole pump.
+void Pump::Loop::end_all(Wake why, bool also_of_others) {
   const std::lock_guard lock(pump_.mutex_);
   for (const auto& block : pump_.blocks_) {
     for (Stream& stream : std::span(block.get(), kBlockStreams)) {
       const std::lock_guard stream_lock(stream.mutex);
-      if (stream.step != nullptr) stream.end(Wake::stopping);
+      if (stream.step != nullptr && (also_of_others || stream.loop == this)) stream.end(why);
     }
   }
 }
 
-Pump::Pump(size_t threads, int stop_fd) {
-  for (size_t i = 0; i < threads; ++i) loops_.push_back(std::make_unique<Loop>(*this, stop_fd));
+Pump::Pump(int stop_fd) : stop_fd_(stop_fd) {}
+
+Pump::~Pump() {
+  loops_.clear();
+  express_.reset();
 }
 
-Pump::~Pump() { loops_.clear(); }
+void Pump::start(size_t threads) {
+  for (size_t i = 0; i < threads; ++i) loops_.push_back(std::make_unique<Loop>(*this, false));
+}
+
+void Pump::start_express() { express_ = std::make_unique<Loop>(*this, true); }
 
 bool Pump::beats(Clock::duration patience) {
-  bool all = true;
+  bool all = express_ == nullptr || express_->beats(patience);
   for (const auto& loop : loops_) all = loop->beats(patience) && all;
   return all;
 }
 
 std::pair<Pump::Stream&, Pump::Loop&> Pump::take_stream() {
+  const bool by_express = express_ && !express_->rests();
   const std::lock_guard lock(mutex_);
   if (free_.empty()) {
     blocks_.push_back(std::make_unique<Stream[]>(kBlockStreams));
@@ -145,7 +195,7 @@ std::pair<Pump::Stream&, Pump::Loop&> Pump::take_stream() {
   }
   Stream* stream = free_.back();
   free_.pop_back();
-  return {*stream, *loops_[next_loop_++ % loops_.size()]};
+  return {*stream, by_express ? *express_ : *loops_[next_loop_++ % loops_.size()]};
 }
 
 void Pump::give_back(Stream& stream) {
@@ -153,7 +203,7 @@ void Pump::give_back(Stream& stream) {
   free_.push_back(&stream);
 }
 
-std::optional<Wake> Pump::carry(int fd, int client_fd, Deadline deadline, const std::function<bool()>& step) {
+std::optional<Wake> Pump::carry(int fd, int client_fd, Deadline deadline, const std::function<Step()>& step) {
   auto [stream, loop] = take_stream();
   bool watched = false;
   Wake outcome = Wake::timed_out;
@@ -163,6 +213,7 @@ std::optional<Wake> Pump::carry(int fd, int client_fd, Deadline deadline, const 
     stream.loop = &loop;
     stream.fd = fd;
     stream.client_fd = client_fd;
+    stream.hurried_pieces = 0;
     watched = loop.watch(client_fd, EPOLLRDHUP, &stream.client) && loop.watch(fd, EPOLLIN, &stream.upstream);
     if (watched && !loop.stopping()) {
       const auto is_back = [&stream = stream] { return stream.step == nullptr; };

@@ -103,8 +103,10 @@ Ending Relay::run(Generation& generation, Framing& framing, std::string& problem
   const auto step = [&] {
     std::array<char, kReceiveBytes> buffer;
     generation.receive(buffer);
+    const long lines_before = framing.lines();
     ending = pass_on(generation, framing, whole);
-    return !ending && !framing.done();
+    if (ending || framing.done()) return Step::last;
+    return framing.lines() - lines_before > 1 ? Step::many : Step::one;
   };
   if (generation.has_head()) ending = pass_on(generation, framing, whole);
   while (!ending) {

@@ -27,8 +27,8 @@ constexpr auto kLastRequestsMax = std::chrono::seconds(3);
 // How many requests a connection may have, for the Keep-Alive header: it has no limit of its own.
 constexpr int kKeepAliveRequests = 100'000;
 constexpr int kEventsMax = 256;
-// More than processors: a burst of lines is shared with the threads of the other programs here, and more of
-// ours at work mean a larger share, and so a shorter way for each line (docs/performance.md).
+// Without the express one. More than processors: a burst of lines is shared with the threads of the other programs
+// here, and more of ours at work mean a larger share, and so a shorter way for each line (docs/performance.md).
 constexpr size_t kPumpThreads = 8;
 // Connections that have gone before accept() took them, in one go.
 constexpr int kAcceptFailuresMax = 64;
@@ -61,7 +61,8 @@ Server::Server(Settings settings, SslContext tls)
       tls_(std::move(tls)),
       epoll_(::epoll_create1(EPOLL_CLOEXEC)),
       greeting_(::epoll_create1(EPOLL_CLOEXEC)),
-      stop_event_(::eventfd(0, EFD_CLOEXEC)) {
+      stop_event_(::eventfd(0, EFD_CLOEXEC)),
+      pump_(std::make_unique<Pump>(stop_event_.get())) {
   set_post_routing_handler([](const httplib::Request&, httplib::Response& response) {
     Exchange& exchange = Exchange::current();
     exchange.status = response.status;
@@ -110,7 +111,7 @@ void Server::adopt(UniqueFd listener) {
 std::string Server::url() const { return (has_tls_ ? "https://" : "http://") + local_address(listener_); }
 
 void Server::start() {
-  pump_ = std::make_unique<Pump>(kPumpThreads, stop_event_.get());
+  pump_->start(kPumpThreads);
   workers_ = std::make_unique<Workers>(threads_max_, [this](Held connection) { serve(std::move(connection)); });
   watch(epoll_, listener_.get(), &listener_);
   watch(epoll_, door_pulse_.fd(), &door_pulse_);

@@ -42,9 +42,9 @@ class Exchange : public Waiter {
 
   /// Waits on `fd`, the client and the server's stop at once.
   Wake wait(int fd, short events, Deadline deadline) override;
-  /// Steps run on this thread at first, and on one of the pump's when the stream goes on. What a step
+  /// Steps run on this thread in an answer that hurries, otherwise on one of the pump's. What a step
   /// writes must not wait for a client that reads slowly: that is this thread's work.
-  Wake carry(int fd, Deadline deadline, const std::function<bool()>& step) override;
+  Wake carry(int fd, Deadline deadline, const std::function<Step()>& step) override;
   /// For work that goes on after the client has left: waits for the server's stop alone.
   Wake wait_without_client(Deadline deadline);
   /// Whether the client has ended its connection, or its side of it.
@@ -86,6 +86,7 @@ class Exchange : public Waiter {
   bool hold(std::string_view data);
   void finish() const;
   bool failed() const;
+  Wake carry_hurried(int fd, Deadline deadline, const std::function<Step()>& step);
 
   Server& server_;
   Connection& connection_;
@@ -100,7 +101,7 @@ class Exchange : public Waiter {
   bool streaming_ = false;
   bool gone_ = false;
   bool lent_ = false;  // to the pump, where nothing may wait
-  int own_waits_ = 0;  // that this thread has had for the stream
+  bool reading_ = false;  // its answer comes at the pace of reading, and is for the pump
 };
 
 class Server : public httplib::Server {
@@ -125,6 +126,8 @@ class Server : public httplib::Server {
   void adopt(UniqueFd listener);
   /// The address it serves, such as https://[::]:443. After bind() or adopt().
   std::string url() const;
+  /// Starts the pump's express thread (pump.hpp), which inherits the caller's scheduling. Before start(), if at all.
+  void start_express() { pump_->start_express(); }
   /// Begins to accept clients and returns.
   void start();
   /// Whether nothing has been served for a while, so that no thread is left of the pool. After start().
@@ -210,6 +213,7 @@ class Server : public httplib::Server {
   std::atomic<bool> draining_{false};  // nothing is accepted any more
   std::atomic<bool> closed_{false};    // the door and the greeters end
   std::atomic<size_t> connections_{0};
+  std::atomic<size_t> hurried_{0};  // answers that come as fast as they can, each on its own thread
 
   std::mutex mutex_;
   std::condition_variable served_;

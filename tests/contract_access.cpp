@@ -2,10 +2,13 @@
 #include <sys/stat.h>
 
 #include <csignal>
+#include <filesystem>
 #include <fstream>
 #include <string>
 
 #include <openssl/evp.h>
+#include <pthread.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include "tests/contract_fixture.hpp"
@@ -157,6 +160,29 @@ TEST_CASE("started as root, chatterd serves as another user, without groups and 
   CHECK(status_field(world.chatterd->pid(), "Groups").find_first_of("0123456789") == std::string::npos);
   CHECK(status_field(world.chatterd->pid(), "CapEff") == "\t0000000000000000");
   CHECK(status_field(world.chatterd->pid(), "NoNewPrivs") == "\t1");
+}
+
+TEST_CASE("one thread of chatterd is a real-time one where the system lets it, at the lowest priority, and no other", "[access]") {
+  sched_param lowest{};
+  lowest.sched_priority = ::sched_get_priority_min(SCHED_RR);
+  const bool may_be = ::pthread_setschedparam(::pthread_self(), SCHED_RR, &lowest) == 0;
+  const sched_param usual{};
+  if (may_be) REQUIRE(::pthread_setschedparam(::pthread_self(), SCHED_OTHER, &usual) == 0);
+  const World world;
+  REQUIRE(world.get("/").status() == 200);
+  std::string found;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/" + std::to_string(world.chatterd->pid()) + "/task")) {
+    const pid_t thread = std::stoi(task.path().filename());
+    sched_param parameters{};
+    const int policy = ::sched_getscheduler(thread);
+    if (policy == SCHED_OTHER || policy < 0) continue;  // one that has just ended has none
+    ::sched_getparam(thread, &parameters);
+    std::getline(std::ifstream(task.path() / "comm"), found);
+    CHECK(policy == SCHED_RR);
+    CHECK(parameters.sched_priority == lowest.sched_priority);
+    CHECK(found == "express");
+  }
+  CHECK(found.empty() != may_be);
 }
 
 TEST_CASE("a user that is not there is named, and nothing is served as root instead", "[access]") {

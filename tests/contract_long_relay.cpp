@@ -1,9 +1,50 @@
 // Contract sections 3.7 and 3.8 in long answers: from Ollama's lines to events, byte for byte.
 #include <cstdio>
+#include <filesystem>
+#include <fstream>
 
 #include "tests/long_answers.hpp"
 
 using namespace contract;
+
+namespace {
+
+// How often the threads of the pump have gone to sleep so far.
+long pump_sleeps(pid_t pid) {
+  long sleeps = 0;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/task")) {
+    std::ifstream status(task.path() / "status");
+    std::string word, name;
+    for (status >> word >> name; status >> word;) {
+      long count = 0;
+      if (word == "voluntary_ctxt_switches:" && status >> count && (name == "pump" || name == "express")) sleeps += count;
+    }
+  }
+  return sleeps;
+}
+
+}  // namespace
+
+TEST_CASE("an answer is passed on by the pump while it comes at the pace of reading, and by its own thread while it hurries", "[long]") {
+  World world;
+  const ManyLines many;
+  world.ollama.answer_with(many.then(end_well));
+  Stream stream(world.endpoint, chat_body("app", "x"));
+  const auto pass_on = [&](size_t from, size_t to) {
+    for (size_t i = from; i < to; ++i) {
+      stream.events(i + 1);
+      many.gates()[i].open();
+    }
+    return pump_sleeps(world.chatterd->pid());
+  };
+  const long at_first = pass_on(0, 1);  // each of its threads sleeps once when it has started
+  const long when_hurried = pass_on(1, kMany - kSlow);
+  pass_on(kMany - kSlow, kMany);
+  CHECK(when_hurried - at_first < static_cast<long>(kMany - kSlow) - 1);
+  // Two lines show the pace.
+  CHECK(eventually([&] { return pump_sleeps(world.chatterd->pid()) >= when_hurried + static_cast<long>(kSlow) - 2; }));
+  CHECK(stream.rest().size() == kMany + 1);
+}
 
 TEST_CASE("each of many lines is written as soon as it has arrived, byte for byte (3.7)", "[long]") {
   for (const bool tls : {true, false}) {

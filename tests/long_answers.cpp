@@ -20,6 +20,7 @@ Script ManyLines::then(const Script& rest) const {
   return [read = read_, rest](Conn& conn) {
     conn.stream_head();
     for (size_t i = 0; i < kMany; ++i) {
+      if (i >= kMany - kSlow) conn.pause(4);
       conn.line(token_line(token(i)));
       conn.wait(read[i]);
     }

@@ -1,5 +1,6 @@
-// What the tests of long answers share. An answer here begins with more lines than a request's thread waits for
-// by itself (pump.hpp): from then on the stream is lent to the pump, and nothing may show it.
+// What the tests of long answers share. An answer here begins with lines that hurry, which the request's thread passes
+// on by itself, and then some at the pace of reading (pump.hpp): from then on the stream is lent to the pump, and
+// nothing may show it.
 #pragma once
 
 #include <string>
@@ -10,8 +11,9 @@
 
 namespace contract {
 
-// The number of lines that each answer begins with.
+// The number of lines that each answer begins with, and how many of these come at the pace of reading.
 constexpr size_t kMany = 20;
+constexpr size_t kSlow = 6;
 
 // Those lines, every one sent once the test has read the one before: so chatterd has to wait for each. A
 // handle, like Gate.

@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <pthread.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 
@@ -61,11 +62,27 @@ struct Listener {
 constexpr auto kPatience = std::chrono::seconds(15);
 Deadline patience() { return Deadline::after(kPatience); }
 
+// What a step returns: there is to be another one, or not.
+Step go_on(bool more) { return more ? Step::one : Step::last; }
+
+// The name of the thread that calls the step.
+std::string carried_by(Pump& pump) {
+  const Pair upstream, client;
+  upstream.say();
+  std::array<char, 16> name{};
+  const auto wake = pump.carry(upstream.own.get(), client.own.get(), patience(), [&] {
+    ::pthread_getname_np(::pthread_self(), name.data(), name.size());
+    return Step::last;
+  });
+  return wake == Wake::ready ? name.data() : "nobody";
+}
+
 }  // namespace
 
 TEST_CASE("the pump calls the step each time that there is something to read, until it says no", "[pump]") {
   const Stop stop;
-  Pump pump(2, stop.fd.get());
+  Pump pump(stop.fd.get());
+  pump.start(2);
   const Pair upstream, client;
   const auto caller = std::this_thread::get_id();
   // The same descriptors again and again, on either thread of the pump.
@@ -75,36 +92,38 @@ TEST_CASE("the pump calls the step each time that there is something to read, un
     upstream.say();
     const auto wake = pump.carry(upstream.own.get(), client.own.get(), patience(), [&] {
       elsewhere = elsewhere && std::this_thread::get_id() != caller;
-      if (!upstream.hear()) return true;  // called though there was nothing
-      if (++heard == 5) return false;
+      if (!upstream.hear()) return Step::one;  // called though there was nothing
+      if (++heard == 3) return Step::last;
       upstream.say();
-      return true;
+      return Step::one;
     });
     CHECK(wake == Wake::ready);
-    CHECK(heard == 5);
+    CHECK(heard == 3);
     CHECK(elsewhere);
   }
 }
 
 TEST_CASE("an upstream that has ended counts as readable", "[pump]") {
   const Stop stop;
-  Pump pump(1, stop.fd.get());
+  Pump pump(stop.fd.get());
+  pump.start(1);
   Pair upstream;
   const Pair client;
   upstream.peer.reset();
   int calls = 0;
-  CHECK(pump.carry(upstream.own.get(), client.own.get(), patience(), [&] { return ++calls < 3; }) == Wake::ready);
+  CHECK(pump.carry(upstream.own.get(), client.own.get(), patience(), [&] { return go_on(++calls < 3); }) == Wake::ready);
   CHECK(calls == 3);
 }
 
 TEST_CASE("a carried stream comes back at its deadline, also one that has passed", "[pump]") {
   const Stop stop;
-  Pump pump(1, stop.fd.get());
+  Pump pump(stop.fd.get());
+  pump.start(1);
   const Pair upstream, client;
   for (const int ms : {0, 60}) {
     const auto before = Clock::now();
     int calls = 0;
-    CHECK(pump.carry(upstream.own.get(), client.own.get(), Deadline::after(milliseconds(ms)), [&] { return ++calls > 0; }) == Wake::timed_out);
+    CHECK(pump.carry(upstream.own.get(), client.own.get(), Deadline::after(milliseconds(ms)), [&] { return go_on(++calls > 0); }) == Wake::timed_out);
     CHECK(Clock::now() - before >= milliseconds(ms));
     CHECK(calls == 0);
   }
@@ -112,7 +131,8 @@ TEST_CASE("a carried stream comes back at its deadline, also one that has passed
 
 TEST_CASE("a carried stream comes back when its client ends its side, before or during", "[pump]") {
   const Stop stop;
-  Pump pump(1, stop.fd.get());
+  Pump pump(stop.fd.get());
+  pump.start(1);
   const Pair upstream;
   for (const bool before : {true, false}) {
     INFO((before ? "before" : "during"));
@@ -121,7 +141,7 @@ TEST_CASE("a carried stream comes back when its client ends its side, before or 
     before ? leave() : static_cast<void>(upstream.say());
     const auto wake = pump.carry(upstream.own.get(), client.own.get(), patience(), [&] {
       if (upstream.hear()) leave();
-      return true;
+      return Step::one;
     });
     CHECK(wake == Wake::client_left);
   }
@@ -129,15 +149,17 @@ TEST_CASE("a carried stream comes back when its client ends its side, before or 
 
 TEST_CASE("what a client sends meanwhile is no reason for a stream to come back", "[pump]") {
   const Stop stop;
-  Pump pump(1, stop.fd.get());
+  Pump pump(stop.fd.get());
+  pump.start(1);
   const Pair upstream, client;
   client.say();
-  CHECK(pump.carry(upstream.own.get(), client.own.get(), Deadline::after(milliseconds(50)), [] { return true; }) == Wake::timed_out);
+  CHECK(pump.carry(upstream.own.get(), client.own.get(), Deadline::after(milliseconds(50)), [] { return Step::one; }) == Wake::timed_out);
 }
 
 TEST_CASE("all carried streams come back when the server stops, and so does one that comes later", "[pump]") {
   const Stop stop;
-  Pump pump(2, stop.fd.get());
+  Pump pump(stop.fd.get());
+  pump.start(2);
   constexpr size_t kStreams = 80;  // more than the pump makes at once
   std::vector<Pair> upstreams(kStreams), clients(kStreams);
   std::vector<std::optional<Wake>> wakes(kStreams);
@@ -148,7 +170,7 @@ TEST_CASE("all carried streams come back when the server stops, and so does one 
     threads.emplace_back([&, i] {
       wakes[i] = pump.carry(upstreams[i].own.get(), clients[i].own.get(), patience(), [&, i] {
         if (upstreams[i].hear()) ++carried;
-        return true;
+        return Step::one;
       });
     });
   }
@@ -159,27 +181,29 @@ TEST_CASE("all carried streams come back when the server stops, and so does one 
   for (std::thread& thread : threads) thread.join();
   for (const auto& wake : wakes) CHECK(wake == Wake::stopping);
   for (int i = 0; i < 4; ++i) {
-    CHECK(pump.carry(upstreams[0].own.get(), clients[0].own.get(), patience(), [] { return true; }) == Wake::stopping);
+    CHECK(pump.carry(upstreams[0].own.get(), clients[0].own.get(), patience(), [] { return Step::one; }) == Wake::stopping);
   }
 }
 
 TEST_CASE("a carry that begins as the server stops comes back", "[pump]") {
   for (int round = 0; round < 50; ++round) {
     const Stop stop;
-    Pump pump(2, stop.fd.get());
+    Pump pump(stop.fd.get());
+    pump.start(2);
     const Pair upstream, client;
     stop.now();
-    CHECK(pump.carry(upstream.own.get(), client.own.get(), patience(), [] { return true; }) == Wake::stopping);
+    CHECK(pump.carry(upstream.own.get(), client.own.get(), patience(), [] { return Step::one; }) == Wake::stopping);
   }
 }
 
 TEST_CASE("a descriptor that can't be watched is not carried, and leaves no trace", "[pump]") {
   const Stop stop;
-  Pump pump(1, stop.fd.get());
+  Pump pump(stop.fd.get());
+  pump.start(1);
   const Pair upstream, client;
   upstream.say();
   int calls = 0;
-  const auto step = [&] { return ++calls < 1; };
+  const auto step = [&] { return go_on(++calls < 1); };
   const UniqueFd file(::open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
   REQUIRE(file);
   for (const auto& [fd, client_fd] : {std::pair(-1, client.own.get()), std::pair(upstream.own.get(), -1), std::pair(-1, -1),
@@ -193,7 +217,8 @@ TEST_CASE("a descriptor that can't be watched is not carried, and leaves no trac
 
 TEST_CASE("no step is called after the stream is back, however many are carried at once", "[pump]") {
   const Stop stop;
-  Pump pump(2, stop.fd.get());
+  Pump pump(stop.fd.get());
+  pump.start(2);
   constexpr int kThreads = 8, kCarries = 300;
   std::atomic<int> late{0}, crossed{0}, nothing{0};
   std::atomic<bool> over{false};
@@ -208,7 +233,7 @@ TEST_CASE("no step is called after the stream is back, however many are carried 
         const auto wake = pump.carry(upstreams[i].own.get(), clients[i].own.get(), Deadline::after(std::chrono::microseconds(carry % 7 * 200)), [&] {
           if (!lent) ++late;
           upstreams[i].hear();
-          return --left > 0;
+          return go_on(--left > 0);
         });
         lent = false;
         if (!wake) ++nothing;
@@ -229,6 +254,98 @@ TEST_CASE("no step is called after the stream is back, however many are carried 
   CHECK(nothing == 0);
 }
 
+TEST_CASE("streams are carried by the express thread if there is one", "[pump]") {
+  const Stop stop;
+  Pump pump(stop.fd.get());
+  pump.start(2);
+  CHECK(carried_by(pump) == "pump");
+  pump.start_express();
+  CHECK(carried_by(pump) == "express");
+}
+
+TEST_CASE("a stream that hurries comes back, one at the pace of reading does not", "[pump]") {
+  const Stop stop;
+  Pump pump(stop.fd.get());
+  pump.start(1);
+  const bool hurries = GENERATE(true, false);
+  const Pair upstream, client;
+  upstream.say();
+  int heard = 0;
+  std::thread speaker;
+  const auto wake = pump.carry(upstream.own.get(), client.own.get(), patience(), [&] {
+    if (!upstream.hear()) return Step::one;
+    if (++heard == 40) return Step::last;
+    if (hurries) return go_on(upstream.say());
+    if (speaker.joinable()) speaker.join();
+    speaker = std::thread([&] {
+      // A few lines together are no hurry.
+      if (heard % 3 == 0) std::this_thread::sleep_for(2 * kReadingGap);
+      upstream.say();
+    });
+    return Step::one;
+  });
+  if (speaker.joinable()) speaker.join();
+  CHECK(wake == Wake::ready);
+  CHECK((heard < 40) == hurries);
+}
+
+TEST_CASE("a stream whose lines come several at a time comes back, however long the pauses", "[pump]") {
+  const Stop stop;
+  Pump pump(stop.fd.get());
+  pump.start(1);
+  const Pair upstream, client;
+  upstream.say();  // and nobody hears it, so that it stays readable
+  int calls = 0;
+  const auto wake = pump.carry(upstream.own.get(), client.own.get(), patience(), [&] {
+    std::this_thread::sleep_for(kReadingGap);
+    return ++calls < 100 ? Step::many : Step::last;
+  });
+  CHECK(wake == Wake::ready);
+  CHECK(calls < 100);
+}
+
+TEST_CASE("an express thread that is kept busy gives its streams back, and takes none for a while", "[pump]") {
+  const Stop stop;
+  Pump pump(stop.fd.get());
+  pump.start(1);
+  pump.start_express();
+  const Pair busy_upstream, quiet_upstream, busy_client, quiet_client;
+  std::optional<Wake> quiet_wake;
+  std::atomic<int> quiet_calls = 0;
+  quiet_upstream.say();
+  std::thread quiet([&] {
+    quiet_wake = pump.carry(quiet_upstream.own.get(), quiet_client.own.get(), patience(),
+                            [&] { return go_on(quiet_upstream.hear() && ++quiet_calls > 0); });
+  });
+  const Deadline begun_by = patience();
+  while (quiet_calls == 0 && !begun_by.passed()) std::this_thread::yield();
+  busy_upstream.say();  // and nobody hears it, so that it stays readable
+  const auto spin = [] {
+    for (const auto until = Clock::now() + milliseconds(5); Clock::now() < until;) {
+    }
+    return Step::one;
+  };
+  CHECK(pump.carry(busy_upstream.own.get(), busy_client.own.get(), patience(), spin) == Wake::ready);
+  CHECK(carried_by(pump) == "pump");
+  quiet.join();
+  CHECK(quiet_wake == Wake::ready);
+  CHECK(quiet_calls == 1);
+  const Deadline deadline = patience();
+  while (carried_by(pump) != "express" && !deadline.passed()) std::this_thread::yield();
+  CHECK_FALSE(deadline.passed());
+}
+
+TEST_CASE("an order to stop brings back what the express thread has too", "[pump]") {
+  const Stop stop;
+  Pump pump(stop.fd.get());
+  pump.start(1);
+  pump.start_express();
+  const Pair upstream, client;
+  std::thread order([&] { stop.now(); });
+  CHECK(pump.carry(upstream.own.get(), client.own.get(), patience(), [] { return Step::one; }) == Wake::stopping);
+  order.join();
+}
+
 TEST_CASE("without a pump a stream is carried by waiting for each line", "[pump]") {
   const Pair upstream;
   PlainWaiter waiter;
@@ -236,12 +353,11 @@ TEST_CASE("without a pump a stream is carried by waiting for each line", "[pump]
   upstream.say();
   const auto wake = waiter.carry(upstream.own.get(), patience(), [&] {
     CHECK(upstream.hear());
-    if (++heard == 3) return false;
-    return upstream.say();
+    return go_on(++heard < 3 && upstream.say());
   });
   CHECK(wake == Wake::ready);
   CHECK(heard == 3);
-  CHECK(waiter.carry(upstream.own.get(), Deadline::after(milliseconds(20)), [&] { return ++heard > 0; }) == Wake::timed_out);
+  CHECK(waiter.carry(upstream.own.get(), Deadline::after(milliseconds(20)), [&] { return go_on(++heard > 0); }) == Wake::timed_out);
   CHECK(heard == 3);
 }
 
@@ -277,7 +393,7 @@ TEST_CASE("an answer that breaks off or ends in a step leaves its descriptor ope
       std::string_view bytes;
       while (generation->read_at_hand(bytes)) {
       }
-      return !generation->ended();
+      return go_on(!generation->ended());
     });
     CHECK(wake == Wake::ready);
     CHECK(generation->ended() == one.ended);

@@ -99,7 +99,7 @@ FUZZ_OBJECTS := $(FUZZ_TARGETS:%=$(BUILD)/tests/fuzz/%.o) $(FUZZ_SHARED)
 FUZZ_MODULES := $(patsubst %,$(BUILD)/%.o,config env_file http1 json_check json_view log metrics ndjson net ollama relay request sse text upstreams)
 SANITIZE_fuzz := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-$(BUILD)/unit_tests: $(FUZZ_OBJECTS)
+$(BUILD)/unit_tests: $(FUZZ_OBJECTS) $(BUILD)/tests/harness/certificate.o
 
 ifeq ($(VARIANT),fuzz)
 PROJECT_CXXFLAGS += -fsanitize=fuzzer-no-link $(SANITIZE_fuzz) -DFUZZ_ENTRY

@@ -39,7 +39,8 @@ Connection::Io Connection::handshake() {
   const int result = SSL_do_handshake(ssl_.get());
   if (result != 1) {
     const Io outcome = ssl_outcome(result);
-    if (outcome == Io::wants_read) cork(true);
+    // Not before the client's hello, which may come in pieces: the answer to it must not wait.
+    if (outcome == Io::wants_read && SSL_get_state(ssl_.get()) != TLS_ST_BEFORE) cork(true);
     return outcome;
   }
   handshaken_ = true;

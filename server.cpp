@@ -2,47 +2,27 @@
 
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 
-#include <array>
 #include <cerrno>
-#include <cstring>
 
 #include "listener.hpp"
-#include "log.hpp"
 
 namespace {
 
 // httplib's default of 5 makes the kernel drop a burst, and clients try again a second later.
 constexpr int kBacklog = 4096;
-// How long the door waits before it tries accept() again after it failed for lack of descriptors.
-constexpr auto kAcceptPause = milliseconds(100);
-// How often the log says so, and that there are too many connections.
-constexpr auto kAcceptTold = std::chrono::seconds(10);
-// A client that was accepted just before the stop gets this long for its handshake and request: a few round trips.
-constexpr auto kLastRequestsMax = std::chrono::seconds(3);
 // How many requests a connection may have, for the Keep-Alive header: it has no limit of its own.
 constexpr int kKeepAliveRequests = 100'000;
-constexpr int kEventsMax = 256;
 // Without the express one. More than processors: a burst of lines is shared with the threads of the other programs
 // here, and more of ours at work mean a larger share, and so a shorter way for each line (docs/performance.md).
 constexpr size_t kPumpThreads = 8;
-// Connections that have gone before accept() took them, in one go.
-constexpr int kAcceptFailuresMax = 64;
 
 void signal(const UniqueFd& event) {
   const std::uint64_t one = 1;
   [[maybe_unused]] const ssize_t written = ::write(event.get(), &one, sizeof one);
-}
-
-void watch(const UniqueFd& epoll, int fd, const void* who) {
-  epoll_event event{};
-  event.events = EPOLLIN;
-  event.data.ptr = const_cast<void*>(who);
-  ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &event);
 }
 
 Connection::Limits limits_of(const Server::Settings& settings) {
@@ -91,6 +71,9 @@ std::optional<StartProblem> Server::bind() {
     listener = listen_on(AF_INET, "0.0.0.0", port, kBacklog);
   }
   if (listener.ok()) {
+    // In TLS the client speaks first: its hello and itself are one event then. One that stays silent comes a second late.
+    const int seconds = 1;
+    if (has_tls_) ::setsockopt(listener.value().get(), IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof seconds);
     adopt(std::move(listener.value()));
     return std::nullopt;
   }
@@ -113,7 +96,8 @@ std::string Server::url() const { return (has_tls_ ? "https://" : "http://") + l
 void Server::start() {
   pump_->start(kPumpThreads);
   workers_ = std::make_unique<Workers>(threads_max_, [this](Held connection) { serve(std::move(connection)); });
-  watch(epoll_, listener_.get(), &listener_);
+  greeters_accept_ = has_tls_;
+  watch(has_tls_ ? greeting_ : epoll_, listener_.get(), &listener_);
   watch(epoll_, door_pulse_.fd(), &door_pulse_);
   watch(greeting_, greeters_pulse_.fd(), &greeters_pulse_);
   // A handshake is all computing, so more threads than processors gain nothing; and what OpenSSL keeps for
@@ -171,181 +155,11 @@ bool Server::stop(milliseconds drain) {
   return all_ended;
 }
 
-// ---- The door, which is one thread ----
-
-void Server::keep_door() {
-  ::pthread_setname_np(::pthread_self(), "door");
-  std::array<epoll_event, kEventsMax> events;
-  while (!closed_) {
-    if (draining_ && listener_) stop_accepting();
-    const int wait_ms = handle_deadlines();
-    const int count = ::epoll_wait(epoll_.get(), events.data(), kEventsMax, wait_ms);
-    bool clients_came = false;
-    for (int i = 0; i < count; ++i) {
-      void* who = events[static_cast<size_t>(i)].data.ptr;
-      if (who == &listener_) {
-        clients_came = true;
-      } else if (who == &door_pulse_) {
-        door_pulse_.answer();
-      } else {
-        hand_to(*workers_, take(static_cast<Connection*>(who)));
-      }
-    }
-    // Last, because it may close idle connections, and one of those may have had an event too.
-    if (clients_came && !draining_) accept_clients();
-  }
-  listener_.reset();
-}
-
-// What has been accepted is still answered. What has not is left to who else has the listener, if anybody: they keep
-// it open, so that closing it here does not take it off the epoll.
-void Server::stop_accepting() {
-  ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, listener_.get(), nullptr);
-  listener_.reset();
-  accept_again_at_ = {};
-  Connection::Waiting closing;  // closed after the lock is gone
-  const std::lock_guard lock(mutex_);
-  last_requests_until_ = Clock::now() + kLastRequestsMax;
-  for (auto place = waiting_.begin(); place != waiting_.end();) {
-    const auto here = place++;
-    Connection& connection = *here->second;
-    pollfd watched{connection.fd(), POLLIN, 0};
-    // An idle client that has sent its next request has it answered.
-    if (connection.phase == Connection::Phase::idle && ::poll(&watched, 1, 0) == 0) {
-      closing.insert(waiting_.extract(here));
-      --connections_;
-    } else if (connection.phase != Connection::Phase::body && here->first > last_requests_until_) {
-      auto node = waiting_.extract(here);
-      node.key() = last_requests_until_;
-      connection.deadline = Deadline::at_time(last_requests_until_);
-      connection.waiting = waiting_.insert(std::move(node));
-    }
-  }
-  accepting_ = false;
-  served_.notify_all();
-}
-
-void Server::accept_clients() {
-  int failures = 0;
-  for (int i = 0; i < kEventsMax; ++i) {
-    sockaddr_storage address{};
-    socklen_t length = sizeof address;
-    UniqueFd socket(::accept4(listener_.get(), reinterpret_cast<sockaddr*>(&address), &length, SOCK_NONBLOCK | SOCK_CLOEXEC));
-    if (!socket) {
-      if (errno == EAGAIN) return;
-      // The connection that was there has gone again: on to the next (accept(2), "Error handling"). But
-      // where that never ends, something else is wrong.
-      if (++failures < kAcceptFailuresMax && (errno == EINTR || errno == ECONNABORTED || errno == EPROTO || errno == ENETDOWN || errno == ENETUNREACH ||
-          errno == EHOSTDOWN || errno == EHOSTUNREACH || errno == ENONET || errno == EOPNOTSUPP || errno == ENOPROTOOPT)) {
-        continue;
-      }
-      return pause_accepting(errno);
-    }
-    if (connections_ >= connections_max_ && !evict_idle()) {
-      say_full();
-      continue;  // closes it
-    }
-    admit(std::move(socket), text_of(address));
-  }
-}
-
-void Server::admit(UniqueFd socket, std::string address) {
-  const int on = 1;
-  ::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-  Ssl ssl(has_tls_ ? SSL_new(tls_.get()->get()) : nullptr);
-  if (has_tls_ && !ssl) return;
-  auto connection = std::make_unique<Connection>(std::move(socket), std::move(ssl), std::move(address), limits_.get());
-  connection->deadline = Deadline::after(connection->limits().header_timeout);
-  ++connections_;
-  park(std::move(connection), EPOLLIN);
-}
-
-// A client was turned away without a word: there is no thread that could say one.
-void Server::say_full() {
-  metrics::refused[metrics::Limit::max_connections].add();
-  if (Clock::now() < full_told_at_ + kAcceptTold) return;
-  full_told_at_ = Clock::now();
-  LogLine(LogLevel::warning, "connections_full").add("limit", metrics::name_of(metrics::Limit::max_connections)).add("connections", connections_.load());
-}
-
-// Descriptors or memory have run out. The listener stays readable: without a pause this would spin.
-void Server::pause_accepting(int error) {
-  const bool evicted = evict_idle();
-  if (Clock::now() >= accept_told_at_ + kAcceptTold) {
-    accept_told_at_ = Clock::now();
-    LogLine(LogLevel::warning, "accept_failed").add("reason", errno_text(error)).add("idle_closed", evicted ? 1 : 0);
-  }
-  accept_again_at_ = Clock::now() + kAcceptPause;
+void Server::watch(const UniqueFd& epoll, int fd, const void* who) {
   epoll_event event{};
-  event.events = 0;
-  event.data.ptr = &listener_;
-  ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, listener_.get(), &event);
-}
-
-// Closes the connection that has been idle longest, to make room for a new client.
-bool Server::evict_idle() {
-  Held evicted;
-  const std::lock_guard lock(mutex_);
-  for (auto& [deadline, connection] : waiting_) {
-    if (connection->phase != Connection::Phase::idle) continue;
-    const auto place = connection->waiting;
-    evicted = std::move(connection);
-    waiting_.erase(place);
-    --connections_;
-    return true;
-  }
-  return false;
-}
-
-// Ends what has waited too long. Returns how long the door may sleep, as epoll_wait takes it.
-int Server::handle_deadlines() {
-  const auto now = Clock::now();
-  if (accept_again_at_ != Clock::time_point{} && now >= accept_again_at_) {
-    accept_again_at_ = {};
-    epoll_event event{};
-    event.events = EPOLLIN;
-    event.data.ptr = &listener_;
-    ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, listener_.get(), &event);
-  }
-  std::vector<Held> late;
-  Clock::time_point next = now + std::chrono::seconds(1);  // a connection parked meanwhile may be due before the first of now
-  if (accept_again_at_ != Clock::time_point{}) next = std::min(next, accept_again_at_);
-  {
-    const std::lock_guard lock(mutex_);
-    while (!waiting_.empty() && waiting_.begin()->first <= now) {
-      if (!waiting_.begin()->second->handshaken()) {
-        hang_up(waiting_.begin());
-        continue;
-      }
-      late.push_back(std::move(waiting_.begin()->second));
-      waiting_.erase(waiting_.begin());
-      if (late.back()->phase == Connection::Phase::body) ++serving_;
-    }
-    if (!waiting_.empty()) next = std::min(next, waiting_.begin()->first);
-    if (draining_) served_.notify_all();
-  }
-  for (Held& connection : late) {
-    if (connection->phase == Connection::Phase::body) {
-      // No event has come for it: what comes from now on must not reach the door, which has it no more.
-      ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection->fd(), nullptr);
-      connection->watched_by = -1;
-      connection->timed_out = true;
-      hand_to(*workers_, std::move(connection));
-    } else {
-      if (connection->phase == Connection::Phase::opening) metrics::refused[metrics::Limit::header_timeout].add();
-      --connections_;
-    }
-  }
-  return static_cast<int>(std::chrono::ceil<milliseconds>(next - now).count());
-}
-
-// Ends the handshake of a client that is late. Its greeter closes it, for that may have an event of it in hand.
-void Server::hang_up(Connection::Waiting::iterator place) {
-  ::shutdown(place->second->fd(), SHUT_RDWR);
-  auto node = waiting_.extract(place);
-  node.key() = Clock::time_point::max();
-  Connection& connection = *node.mapped();
-  connection.waiting = waiting_.insert(std::move(node));
+  event.events = EPOLLIN;
+  event.data.ptr = const_cast<void*>(who);
+  ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &event);
 }
 
 // Takes a connection that has had an event. A thread of the epoll that it stood at.

@@ -2,9 +2,9 @@
 // answer each on a thread of the pool.
 //
 // cpp-httplib alone gives a thread to every connection, idle or not, and its timeouts are per read. So
-// the way in is chatterd's own: the door, which is one thread and an epoll, accepts clients and keeps those
-// that wait with nothing to do. The TLS handshake is made by greeters, a few threads with an epoll of their
-// own. When bytes of a request have come, a worker takes the connection. When a whole request is there,
+// the way in is chatterd's own: the door, which is one thread and an epoll, keeps the connections
+// that wait with nothing to do. Greeters, a few threads with an epoll of their
+// own, accept clients and make the TLS handshake; without TLS the door accepts. When bytes of a request have come, a worker takes the connection. When a whole request is there,
 // httplib's process_request() does the rest on that worker through a stream of ours; while a long answer is
 // streamed, the worker lends it to the pump.
 #pragma once
@@ -165,10 +165,11 @@ class Server : public httplib::Server {
   friend class Exchange;
   using Held = std::unique_ptr<Connection>;
 
-  // The door, on its own thread:
+  static void watch(const UniqueFd& epoll, int fd, const void* who);
+
+  // The door, on its own thread (door.cpp):
   void keep_door();
   void accept_clients();
-  void admit(UniqueFd socket, std::string address);
   void hand_to(Workers& pool, Held connection);
   int handle_deadlines();
   void hang_up(Connection::Waiting::iterator place);
@@ -176,6 +177,13 @@ class Server : public httplib::Server {
   void say_full();
   void pause_accepting(int error);
   void stop_accepting();
+  void close_listener();
+
+  // On the door or a greeter:
+  Held accept_one();
+  UniqueFd accept_socket(std::string& address);
+  Held admit(UniqueFd socket, std::string address);
+  void give_listener(bool to_greeters);
 
   // Serving, on a worker or greeter:
   void serve(Held connection);
@@ -193,7 +201,6 @@ class Server : public httplib::Server {
   bool process(Exchange::Stream& stream, const std::string& address, bool& connection_closed);
   bool answers_itself();
 
-
   const std::string host_;
   const size_t port_;
   const bool has_tls_;
@@ -201,9 +208,11 @@ class Server : public httplib::Server {
   const size_t threads_max_;  // at the start
   Live<Connection::Limits> limits_;
   Live<SslContext> tls_;
-  UniqueFd listener_;
+  std::mutex listener_mutex_;  // held while a greeter accepts, and when the listener goes from one to the other
+  std::atomic<bool> greeters_accept_{false};  // changed under listener_mutex_
+  UniqueFd listener_;                         // likewise, once it serves
   UniqueFd epoll_;     // of the door
-  UniqueFd greeting_;  // the epoll of the connections in their handshake
+  UniqueFd greeting_;  // the greeters', for connections in their handshake
   Pulse door_pulse_;
   Pulse greeters_pulse_;  // one answers for all: which one takes an event is the kernel's choice
   UniqueFd stop_event_;  // eventfd: readable once streams have to end

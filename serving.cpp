@@ -34,7 +34,9 @@ void Server::keep_greeting() {
   while (!closed_) {
     // One at a time: what this thread has taken, no other can.
     if (::epoll_wait(greeting_.get(), &event, 1, -1) != 1) continue;
-    if (event.data.ptr == &greeters_pulse_) {
+    if (event.data.ptr == &listener_) {
+      if (Held client = accept_one()) greet(std::move(client));
+    } else if (event.data.ptr == &greeters_pulse_) {
       greeters_pulse_.answer();
     } else {
       greet(take(static_cast<Connection*>(event.data.ptr)));

@@ -24,7 +24,7 @@ layers=(
   'tls'
   'connection'
   'workers pump'
-  'server serving exchange'
+  'server door serving exchange'
   'db db_connection db_health db_servers db_schema db_statements db_turns'
   'spool'
   'keeper'

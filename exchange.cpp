@@ -157,7 +157,7 @@ Wake Exchange::carry_hurried(int fd, Deadline deadline, const std::function<Step
     std::this_thread::yield();
     if (pieces < kPiecesAtOnce) continue;
     if (!counted) counted.emplace(server_.hurried_);
-    if (server_.hurried_ <= processors) continue;
+    if (carried == Step::full || server_.hurried_ <= processors) continue;
     wake = wait(-1, 0, Deadline::earlier(deadline, Deadline::after(kGather)));
     if (wake != Wake::timed_out) return wake;
   }

@@ -70,6 +70,7 @@ enum class Step {
   last,  ///< there is to be no other
   one,   ///< it has passed on a line, or part of one
   many,  ///< it has passed on several lines, which had gathered
+  full,  ///< it has passed on as much as one read takes: more has gathered
 };
 
 /// How code that serves a client waits on another descriptor: the same poll watches the client, so

@@ -51,7 +51,7 @@ struct Pump::Stream {
 };
 
 bool Pump::Stream::hurries(Step carried, Clock::time_point at) {
-  hurried_pieces = carried == Step::many || at - last_piece_at < kReadingGap ? hurried_pieces + 1 : 0;
+  hurried_pieces = carried != Step::one || at - last_piece_at < kReadingGap ? hurried_pieces + 1 : 0;
   last_piece_at = at;
   return hurried_pieces >= kHurriedPieces;
 }

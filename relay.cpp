@@ -11,6 +11,8 @@ namespace {
 
 // One read: as much as a TLS record carries on to the client.
 constexpr size_t kReceiveBytes = 16 * 1024;
+// What is left at least of a full read when the chunks' framing is off.
+constexpr size_t kFullBytes = kReceiveBytes / 2;
 // An error answer is a sentence; of anything longer, such as a proxy's page, this much is enough.
 constexpr size_t kErrorBytesMax = 64 * 1024;
 // After its last line an answer's end is only waited for so that the connection can be used again.
@@ -104,8 +106,10 @@ Ending Relay::run(Generation& generation, Framing& framing, std::string& problem
     std::array<char, kReceiveBytes> buffer;
     generation.receive(buffer);
     const long lines_before = framing.lines();
+    const size_t received_before = received_bytes_;
     ending = pass_on(generation, framing, whole);
     if (ending || framing.done()) return Step::last;
+    if (received_bytes_ - received_before >= kFullBytes) return Step::full;
     return framing.lines() - lines_before > 1 ? Step::many : Step::one;
   };
   if (generation.has_head()) ending = pass_on(generation, framing, whole);

@@ -47,6 +47,12 @@ bool eight_are_plain(const char* text) {
   return (negative & (kOnes * 0x80)) == 0;
 }
 
+// How much at the front is neither white space as the contract has it (3.11) nor U+0000.
+size_t word_length(std::string_view text) {
+  const auto ends_word = [](char c) { return c == ' ' || (c >= '\t' && c <= '\r') || c == '\0'; };
+  return static_cast<size_t>(std::find_if(text.begin(), text.end(), ends_word) - text.begin());
+}
+
 // In decimal, with zeros before it up to `digits`.
 void append_number(std::string& out, std::int64_t number, size_t digits) {
   if (number < 0) out += '-';
@@ -169,18 +175,20 @@ std::string format_timestamp(std::int64_t us_since_2000) {
 }
 
 void ReplyText::append(std::string_view piece) {
-  for (const char c : piece) {
+  while (!piece.empty()) {
+    const size_t word = word_length(piece);
+    text_ += piece.substr(0, word);
+    if (word > 0) in_whitespace_ = false;
+    piece.remove_prefix(word);
+    if (piece.empty()) return;
+    const char c = piece.front();
+    piece.remove_prefix(1);
     if (c == '\0') {
       text_ += kReplacement;
       in_whitespace_ = false;
-      continue;
-    }
-    const bool whitespace = c == ' ' || (c >= '\t' && c <= '\r');
-    if (whitespace && !keep_whitespace_) {
-      if (!in_whitespace_) text_ += ' ';
     } else {
-      text_ += c;
+      if (keep_whitespace_ || !in_whitespace_) text_ += keep_whitespace_ ? c : ' ';
+      in_whitespace_ = true;
     }
-    in_whitespace_ = whitespace;
   }
 }

@@ -86,21 +86,22 @@ Server::Held Server::accept_one() {
   if (connections_ < connections_max_) {
     std::string address;
     if (UniqueFd socket = accept_socket(address)) {
+      watch(greeting_, EPOLL_CTL_MOD, listener_.get(), EPOLLIN | EPOLLONESHOT, &listener_);
       Held connection = admit(std::move(socket), std::move(address));
       const std::lock_guard serving_lock(mutex_);
       if (connection) ++serving_;
       return connection;
     }
-    if (errno == EAGAIN) return nullptr;
   }
   give_listener(/*to_greeters=*/false);
   return nullptr;
 }
 
-// Lets the greeters accept, or the door, which knows what to do when there are too many clients.
+// Lets the greeters accept, or the door, which knows what to do when there are too many clients. Greeters are told of a
+// client one by one: otherwise each client would wake all that sleep.
 void Server::give_listener(bool to_greeters) {
   ::epoll_ctl((to_greeters ? epoll_ : greeting_).get(), EPOLL_CTL_DEL, listener_.get(), nullptr);
-  watch(to_greeters ? greeting_ : epoll_, listener_.get(), &listener_);
+  watch(to_greeters ? greeting_ : epoll_, EPOLL_CTL_ADD, listener_.get(), to_greeters ? EPOLLIN | EPOLLONESHOT : EPOLLIN, &listener_);
   greeters_accept_ = to_greeters;
 }
 
@@ -173,10 +174,7 @@ void Server::pause_accepting(int error) {
     LogLine(LogLevel::warning, "accept_failed").add("reason", errno_text(error)).add("idle_closed", evicted ? 1 : 0);
   }
   accept_again_at_ = Clock::now() + kAcceptPause;
-  epoll_event event{};
-  event.events = 0;
-  event.data.ptr = &listener_;
-  ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, listener_.get(), &event);
+  watch(epoll_, EPOLL_CTL_MOD, listener_.get(), 0, &listener_);
 }
 
 // Closes the connection that has been idle longest, to make room for a new client.
@@ -199,10 +197,7 @@ int Server::handle_deadlines() {
   const auto now = Clock::now();
   if (accept_again_at_ != Clock::time_point{} && now >= accept_again_at_) {
     accept_again_at_ = {};
-    epoll_event event{};
-    event.events = EPOLLIN;
-    event.data.ptr = &listener_;
-    ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, listener_.get(), &event);
+    watch(epoll_, EPOLL_CTL_MOD, listener_.get(), EPOLLIN, &listener_);
   }
   std::vector<Held> late;
   Clock::time_point next = now + std::chrono::seconds(1);  // a connection parked meanwhile may be due before the first of now

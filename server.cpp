@@ -96,10 +96,9 @@ std::string Server::url() const { return (has_tls_ ? "https://" : "http://") + l
 void Server::start() {
   pump_->start(kPumpThreads);
   workers_ = std::make_unique<Workers>(threads_max_, [this](Held connection) { serve(std::move(connection)); });
-  greeters_accept_ = has_tls_;
-  watch(has_tls_ ? greeting_ : epoll_, listener_.get(), &listener_);
-  watch(epoll_, door_pulse_.fd(), &door_pulse_);
-  watch(greeting_, greeters_pulse_.fd(), &greeters_pulse_);
+  give_listener(/*to_greeters=*/has_tls_);
+  watch(epoll_, EPOLL_CTL_ADD, door_pulse_.fd(), EPOLLIN, &door_pulse_);
+  watch(greeting_, EPOLL_CTL_ADD, greeters_pulse_.fd(), EPOLLIN, &greeters_pulse_);
   // A handshake is all computing, so more threads than processors gain nothing; and what OpenSSL keeps for
   // each thread that has made one, and the stack it has touched, is kept for these only.
   const size_t greeters = has_tls_ ? std::max(2u, std::thread::hardware_concurrency()) : 0;
@@ -155,11 +154,11 @@ bool Server::stop(milliseconds drain) {
   return all_ended;
 }
 
-void Server::watch(const UniqueFd& epoll, int fd, const void* who) {
+bool Server::watch(const UniqueFd& epoll, int operation, int fd, std::uint32_t events, const void* who) {
   epoll_event event{};
-  event.events = EPOLLIN;
+  event.events = events;
   event.data.ptr = const_cast<void*>(who);
-  ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &event);
+  return ::epoll_ctl(epoll.get(), operation, fd, &event) == 0;
 }
 
 // Takes a connection that has had an event. A thread of the epoll that it stood at.
@@ -179,7 +178,7 @@ void Server::hand_to(Workers& pool, Held connection) {
 // Leaves a connection at its epoll until its socket has one of `events`. Any thread.
 void Server::park(Held connection, std::uint32_t events) {
   Connection* const raw = connection.get();
-  const int epoll = raw->handshaken() ? epoll_.get() : greeting_.get();
+  const UniqueFd& epoll = raw->handshaken() ? epoll_ : greeting_;
   const std::lock_guard lock(mutex_);
   if (closed_ || (draining_ && raw->phase == Connection::Phase::idle)) {
     --connections_;
@@ -187,13 +186,10 @@ void Server::park(Held connection, std::uint32_t events) {
   }
   if (raw->phase == Connection::Phase::opening) raw->deadline = Deadline::earlier(raw->deadline, Deadline::at_time(last_requests_until_));
   raw->waiting = waiting_.emplace(raw->deadline.at(), std::move(connection));
-  epoll_event event{};
-  event.events = events | EPOLLONESHOT;
-  if (events != 0) event.events |= EPOLLRDHUP;
-  event.data.ptr = raw;
-  const int operation = raw->watched_by == epoll ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
-  raw->watched_by = epoll;
-  if (::epoll_ctl(epoll, operation, raw->fd(), &event) != 0) {
+  const int operation = raw->watched_by == epoll.get() ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
+  raw->watched_by = epoll.get();
+  const std::uint32_t left = events != 0 ? std::uint32_t{EPOLLRDHUP} : 0;
+  if (!watch(epoll, operation, raw->fd(), events | left | EPOLLONESHOT, raw)) {
     waiting_.erase(raw->waiting);
     --connections_;
   }

@@ -165,7 +165,8 @@ class Server : public httplib::Server {
   friend class Exchange;
   using Held = std::unique_ptr<Connection>;
 
-  static void watch(const UniqueFd& epoll, int fd, const void* who);
+  /// As epoll_ctl(2); the event's data is `who`.
+  static bool watch(const UniqueFd& epoll, int operation, int fd, std::uint32_t events, const void* who);
 
   // The door, on its own thread (door.cpp):
   void keep_door();

@@ -160,6 +160,7 @@ Wake Exchange::carry_hurried(int fd, Deadline deadline, const std::function<Step
     if (carried == Step::full || server_.hurried_ <= processors) continue;
     wake = wait(-1, 0, Deadline::earlier(deadline, Deadline::after(kGather)));
     if (wake != Wake::timed_out) return wake;
+    last_piece_at = Clock::now();
   }
   reading_ = true;
   return Wake::ready;

@@ -2,11 +2,11 @@
 // answer each on a thread of the pool.
 //
 // cpp-httplib alone gives a thread to every connection, idle or not, and its timeouts are per read. So
-// the way in is chatterd's own: the door, which is one thread and an epoll, keeps the connections
-// that wait with nothing to do. Greeters, a few threads with an epoll of their
-// own, accept clients and make the TLS handshake; without TLS the door accepts. When bytes of a request have come, a worker takes the connection. When a whole request is there,
-// httplib's process_request() does the rest on that worker through a stream of ours; while a long answer is
-// streamed, the worker lends it to the pump.
+// the way in is chatterd's own. Greeters, a few threads with an epoll of their own, accept clients and make the
+// TLS handshake. The door, which is one thread and an epoll, keeps the connections that wait with nothing to do,
+// and accepts where there is no TLS. When bytes of a request have come, a worker takes the connection. When a
+// whole request is there, httplib's process_request() does the rest on that worker through a stream of ours;
+// while an answer comes at the pace of reading, the worker lends it to the pump.
 #pragma once
 
 #include <atomic>

@@ -4,7 +4,9 @@
 #include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <string>
+#include <vector>
 
 #include <openssl/evp.h>
 #include <pthread.h>
@@ -170,19 +172,24 @@ TEST_CASE("one thread of chatterd is a real-time one where the system lets it, a
   if (may_be) REQUIRE(::pthread_setschedparam(::pthread_self(), SCHED_OTHER, &usual) == 0);
   const World world;
   REQUIRE(world.get("/").status() == 200);
-  std::string found;
-  for (const auto& task : std::filesystem::directory_iterator("/proc/" + std::to_string(world.chatterd->pid()) + "/task")) {
+  const std::string process = "/proc/" + std::to_string(world.chatterd->pid());
+  std::ifstream maps(process + "/maps");
+  // ThreadSanitizer starts a thread of its own beside the first one of the program.
+  const bool helped = std::string(std::istreambuf_iterator<char>(maps), {}).find("libtsan") != std::string::npos;
+  std::vector<std::string> found;
+  for (const auto& task : std::filesystem::directory_iterator(process + "/task")) {
     const pid_t thread = std::stoi(task.path().filename());
     sched_param parameters{};
     const int policy = ::sched_getscheduler(thread);
     if (policy == SCHED_OTHER || policy < 0) continue;  // one that has just ended has none
     ::sched_getparam(thread, &parameters);
-    std::getline(std::ifstream(task.path() / "comm"), found);
     CHECK(policy == SCHED_RR);
     CHECK(parameters.sched_priority == lowest.sched_priority);
-    CHECK(found == "express");
+    std::string name;
+    std::getline(std::ifstream(task.path() / "comm"), name);
+    if (!helped || name != "chatterd" || thread == world.chatterd->pid()) found.push_back(name);
   }
-  CHECK(found.empty() != may_be);
+  CHECK(found == (may_be ? std::vector<std::string>{"express"} : std::vector<std::string>{}));
 }
 
 TEST_CASE("a user that is not there is named, and nothing is served as root instead", "[access]") {

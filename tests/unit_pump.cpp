@@ -36,9 +36,10 @@ struct Pair {
 };
 
 struct Stop {
-  void now() const {
+  // Any thread.
+  bool now() const {
     const std::uint64_t one = 1;
-    REQUIRE(::write(fd.get(), &one, sizeof one) == sizeof one);
+    return ::write(fd.get(), &one, sizeof one) == sizeof one;
   }
   UniqueFd fd{::eventfd(0, EFD_CLOEXEC)};
 };
@@ -177,7 +178,7 @@ TEST_CASE("all carried streams come back when the server stops, and so does one 
   const Deadline deadline = patience();
   while (carried < kStreams && !deadline.passed()) std::this_thread::yield();
   CHECK(carried == kStreams);
-  stop.now();
+  CHECK(stop.now());
   for (std::thread& thread : threads) thread.join();
   for (const auto& wake : wakes) CHECK(wake == Wake::stopping);
   for (int i = 0; i < 4; ++i) {
@@ -191,7 +192,7 @@ TEST_CASE("a carry that begins as the server stops comes back", "[pump]") {
     Pump pump(stop.fd.get());
     pump.start(2);
     const Pair upstream, client;
-    stop.now();
+    CHECK(stop.now());
     CHECK(pump.carry(upstream.own.get(), client.own.get(), patience(), [] { return Step::one; }) == Wake::stopping);
   }
 }
@@ -341,9 +342,11 @@ TEST_CASE("an order to stop brings back what the express thread has too", "[pump
   pump.start(1);
   pump.start_express();
   const Pair upstream, client;
-  std::thread order([&] { stop.now(); });
+  bool ordered = false;
+  std::thread order([&] { ordered = stop.now(); });
   CHECK(pump.carry(upstream.own.get(), client.own.get(), patience(), [] { return Step::one; }) == Wake::stopping);
   order.join();
+  CHECK(ordered);
 }
 
 TEST_CASE("without a pump a stream is carried by waiting for each line", "[pump]") {

@@ -2,13 +2,13 @@
 #include "tests/catch.hpp"
 
 #include <arpa/inet.h>
-#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
-#include <array>
+#include <memory>
 #include <string>
+#include <utility>
 
 #include "connection.hpp"
 #include "tests/harness/certificate.hpp"

@@ -54,6 +54,7 @@ class Connection {
   http1::RequestReader reader;
   Phase phase = Phase::opening;
   Deadline deadline = Deadline::never();  ///< of the phase
+  bool greeting = false;                  ///< it stands with the greeters until its first request
   bool timed_out = false;                 ///< the deadline of a body has passed
   size_t lingered_bytes = 0;              ///< thrown away while lingering
   Waiting::iterator waiting;              ///< its place while nobody works on it

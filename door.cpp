@@ -42,13 +42,22 @@ void Server::keep_door() {
       } else if (who == &door_pulse_) {
         door_pulse_.answer();
       } else {
-        hand_to(*workers_, take(static_cast<Connection*>(who)));
+        open(take(static_cast<Connection*>(who)));
       }
     }
     // Last, because it may close idle connections, and one of those may have had an event too.
     if (clients_came && !draining_ && !greeters_accept_) accept_clients();
   }
   close_listener();
+}
+
+// A connection has had an event. Most idle clients end by leaving, and to see that takes no worker.
+void Server::open(Held connection) {
+  if (connection->phase == Connection::Phase::idle && receive(*connection) == Connection::Io::closed) {
+    leave(std::move(connection));
+  } else {
+    hand_to(*workers_, std::move(connection));
+  }
 }
 
 // What has been accepted is still answered. What has not is left to who else has the listener, if anybody: they keep
@@ -148,12 +157,11 @@ void Server::accept_clients() {
 
 // Null: there is no memory.
 Server::Held Server::admit(UniqueFd socket, std::string address) {
-  const int on = 1;
-  ::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
   Ssl ssl(has_tls_ ? SSL_new(tls_.get()->get()) : nullptr);
   if (has_tls_ && !ssl) return nullptr;
   auto connection = std::make_unique<Connection>(std::move(socket), std::move(ssl), std::move(address), limits_.get());
   connection->deadline = Deadline::after(connection->limits().header_timeout);
+  connection->greeting = has_tls_;
   ++connections_;
   return connection;
 }
@@ -205,7 +213,7 @@ int Server::handle_deadlines() {
   {
     const std::lock_guard lock(mutex_);
     while (!waiting_.empty() && waiting_.begin()->first <= now) {
-      if (!waiting_.begin()->second->handshaken()) {
+      if (waiting_.begin()->second->greeting) {
         hang_up(waiting_.begin());
         continue;
       }

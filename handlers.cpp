@@ -230,6 +230,7 @@ void register_routes(Server& server, Services& services) {
     return [&services, handler](const Request& request, Response& response) { handler(services, request, response); };
   };
   server.Get("/", handle_top);
+  server.answer_at_once("/");
   server.Get("/getchatts/?", with(handle_getchatts));
   server.Post("/postchatt/?", with(handle_postchatt));
   server.Post("/llmprep/?", with(handle_llmprep));

@@ -87,6 +87,9 @@ std::optional<StartProblem> Server::bind() {
 
 void Server::adopt(UniqueFd listener) {
   listener_ = std::move(listener);
+  // Its clients' sockets inherit it.
+  const int on = 1;
+  ::setsockopt(listener_.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
   // httplib ends a response early when it believes to be stopped, which it sees by its own listener.
   svr_sock_ = listener_.get();
 }
@@ -172,13 +175,15 @@ Server::Held Server::take(Connection* connection) {
 
 // Without a thread to serve it a connection is closed.
 void Server::hand_to(Workers& pool, Held connection) {
+  connection->greeting = false;
   if (Held refused = pool.submit(std::move(connection))) leave(std::move(refused));
 }
 
 // Leaves a connection at its epoll until its socket has one of `events`. Any thread.
 void Server::park(Held connection, std::uint32_t events) {
   Connection* const raw = connection.get();
-  const UniqueFd& epoll = raw->handshaken() ? epoll_ : greeting_;
+  if (raw->phase != Connection::Phase::opening) raw->greeting = false;
+  const UniqueFd& epoll = raw->greeting ? greeting_ : epoll_;
   const std::lock_guard lock(mutex_);
   if (closed_ || (draining_ && raw->phase == Connection::Phase::idle)) {
     --connections_;

@@ -2,11 +2,11 @@
 // answer each on a thread of the pool.
 //
 // cpp-httplib alone gives a thread to every connection, idle or not, and its timeouts are per read. So
-// the way in is chatterd's own. Greeters, a few threads with an epoll of their own, accept clients and make the
-// TLS handshake. The door, which is one thread and an epoll, keeps the connections that wait with nothing to do,
-// and accepts where there is no TLS. When bytes of a request have come, a worker takes the connection. When a
-// whole request is there, httplib's process_request() does the rest on that worker through a stream of ours;
-// while an answer comes at the pace of reading, the worker lends it to the pump.
+// the way in is chatterd's own. Greeters, a few threads with an epoll of their own, accept clients, make the
+// TLS handshake and read the first request's head. The door, which is one thread and an epoll, keeps the connections
+// that wait with nothing to do, and accepts where there is no TLS. When bytes of a request have come, a worker takes
+// the connection. When a whole request is there, httplib's process_request() does the rest on that worker through a
+// stream of ours; while an answer comes at the pace of reading, the worker lends it to the pump.
 #pragma once
 
 #include <atomic>
@@ -126,6 +126,9 @@ class Server : public httplib::Server {
   void adopt(UniqueFd listener);
   /// The address it serves, such as https://[::]:443. After bind() or adopt().
   std::string url() const;
+  /// A connection's first request is answered by its greeter, not by a worker, if it is a GET of this path: to hand it over
+  /// costs more than the answer. Its handler must wait for nothing. Before start().
+  void answer_at_once(std::string path) { answered_at_once_ = std::move(path); }
   /// Starts the pump's express thread (pump.hpp), which inherits the caller's scheduling. Before start(), if at all.
   void start_express() { pump_->start_express(); }
   /// Begins to accept clients and returns.
@@ -171,6 +174,7 @@ class Server : public httplib::Server {
   // The door, on its own thread (door.cpp):
   void keep_door();
   void accept_clients();
+  void open(Held connection);
   void hand_to(Workers& pool, Held connection);
   int handle_deadlines();
   void hang_up(Connection::Waiting::iterator place);
@@ -186,14 +190,14 @@ class Server : public httplib::Server {
   Held admit(UniqueFd socket, std::string address);
   void give_listener(bool to_greeters);
 
-  // Serving, on a worker or greeter:
+  // Serving, on a worker or greeter (serving.cpp):
   void serve(Held connection);
   void keep_greeting();
   void greet(Held connection);
   void leave(Held connection);
-  bool advance(Held& connection);
+  bool advance(Held& connection, int patience_ms);
   Connection::Io receive(Connection& connection);
-  bool next_request_comes(const Connection& connection);
+  bool next_request_comes(const Connection& connection, int patience_ms);
   bool answer(Connection& connection);
   void refuse(Held connection);
   void linger(Held connection);
@@ -207,13 +211,14 @@ class Server : public httplib::Server {
   const bool has_tls_;
   std::atomic<size_t> connections_max_;
   const size_t threads_max_;  // at the start
+  std::string answered_at_once_;
   Live<Connection::Limits> limits_;
   Live<SslContext> tls_;
   std::mutex listener_mutex_;  // held while a greeter accepts, and when the listener goes from one to the other
   std::atomic<bool> greeters_accept_{false};  // changed under listener_mutex_
   UniqueFd listener_;                         // likewise, once it serves
   UniqueFd epoll_;     // of the door
-  UniqueFd greeting_;  // the greeters', for connections in their handshake
+  UniqueFd greeting_;  // the greeters', for connections on the way to their first request
   Pulse door_pulse_;
   Pulse greeters_pulse_;  // one answers for all: which one takes an event is the kernel's choice
   UniqueFd stop_event_;  // eventfd: readable once streams have to end

@@ -22,7 +22,7 @@ constexpr int kNextRequestMs = 2;
 }  // namespace
 
 void Server::serve(Held connection) {
-  while (connection && advance(connection)) {
+  while (connection && advance(connection, kNextRequestMs)) {
   }
   leave(std::move(connection));
 }
@@ -45,14 +45,18 @@ void Server::keep_greeting() {
   greeters_pulse_.wake();  // the next one, whose call this may have answered
 }
 
-// The handshake and, if it has come with its end, the request.
+// A client's way from its hello to its first request, and the answer to that, if it can be given at once. Not to a
+// second one: the client may not have read the first answer, and a greeter must not wait for room to write.
 void Server::greet(Held connection) {
   using State = http1::RequestReader::State;
   while (connection) {
     const State state = connection->reader.state();
-    // A thread of the pool answers; until then the connection is being served.
-    if (state == State::complete || state == State::refused) return hand_to(*workers_, std::move(connection));
-    if (!advance(connection)) break;
+    const bool at_once = state == State::complete && connection->greeting && connection->reader.method() == "GET" &&
+                         connection->reader.path() == answered_at_once_;
+    // Others are answered by a thread of the pool; until then the connection is being served.
+    if ((state == State::complete && !at_once) || state == State::refused) return hand_to(*workers_, std::move(connection));
+    if (at_once) connection->greeting = false;
+    if (!advance(connection, /*patience_ms=*/0)) break;
   }
   leave(std::move(connection));
 }
@@ -67,8 +71,8 @@ void Server::leave(Held connection) {
   if (--serving_ == 0) served_.notify_all();
 }
 
-// One step of a connection. False: it is over; null: it was parked.
-bool Server::advance(Held& connection) {
+// One step of a connection, which may wait so long for a next request. False: it is over; null: it was parked.
+bool Server::advance(Held& connection, int patience_ms) {
   using Io = Connection::Io;
   using State = http1::RequestReader::State;
   if (connection->phase == Connection::Phase::lingering) {
@@ -100,7 +104,7 @@ bool Server::advance(Held& connection) {
         !connection->write("HTTP/1.1 100 Continue\r\n\r\n", Deadline::after(connection->limits().write_timeout), false)) {
       return false;
     }
-    if (next_request_comes(*connection)) return true;
+    if (next_request_comes(*connection, patience_ms)) return true;
     park(std::move(connection), outcome == Io::wants_write ? EPOLLOUT : EPOLLIN);
   }
   return true;
@@ -108,10 +112,10 @@ bool Server::advance(Held& connection) {
 
 // Waits a little for the next request of a client that has just been answered, which saves the way to the
 // door and back; but not when others may be waiting for this thread.
-bool Server::next_request_comes(const Connection& connection) {
-  if (connection.phase != Connection::Phase::idle || !workers_->can_grow()) return false;
+bool Server::next_request_comes(const Connection& connection, int patience_ms) {
+  if (patience_ms == 0 || connection.phase != Connection::Phase::idle || !workers_->can_grow()) return false;
   pollfd watched{connection.fd(), POLLIN, 0};
-  return ::poll(&watched, 1, kNextRequestMs) > 0;
+  return ::poll(&watched, 1, patience_ms) > 0;
 }
 
 // Reads once and notes how far the request has come. The buffer is on the stack, in a function of its own:

@@ -221,6 +221,17 @@ TEST_CASE("requests are counted by route and status, and unknown paths can't mak
   CHECK(world.ask("/metrics").body.find("path-") == std::string::npos);
 }
 
+TEST_CASE("a client that asks for / only takes no worker, nor does one that leaves", "[admin]") {
+  const AdminWorld world;
+  for (int i = 0; i < 3; ++i) {
+    Connection visitor(world.endpoint);
+    visitor.send(bytes_of({"GET", "/", "", {}}));
+    CHECK(visitor.read_response().status() == 200);
+  }
+  CHECK(world.becomes("chatterd_connections_open", 0));
+  CHECK(world.metric("chatterd_worker_threads") == 0);
+}
+
 TEST_CASE("a stream's lines, bytes and times to the first token are counted", "[admin]") {
   AdminWorld world;
   const Gate gate;

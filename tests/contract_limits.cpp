@@ -54,6 +54,36 @@ TEST_CASE("an idle connection is closed after --idle-timeout (1)", "[limits]") {
   CHECK(closed_after_ms(connection) < 4000);
 }
 
+TEST_CASE("with all threads at streams a new client still gets its GET / answered, and waits with its next one (1)", "[limits]") {
+  World world({{"--threads", "1", "--max-streams", "1"}});
+  Gate gate;
+  world.ollama.answer_with(answer_then_wait({"a"}, gate));
+  Stream stream(world.endpoint, chat_body(fresh_app(), "x"));
+  stream.events(1);
+  Connection client(world.endpoint);
+  const std::string ask = bytes_of({"GET", "/", "", {}});
+  client.send(ask + ask);
+  CHECK(client.read_response().status() == 200);
+  CHECK(client.stays_silent(1));
+  gate.open();
+  stream.rest();
+  CHECK(client.read_response().status() == 200);
+}
+
+TEST_CASE("an idle client's request is answered though its end comes right behind (1)", "[limits]") {
+  for (const bool tls : {true, false}) {
+    CAPTURE(tls);
+    const World world({{}, {}, tls});
+    Connection client(world.endpoint);
+    const std::string ask = bytes_of({"GET", "/", "", {}});
+    for (int i = 0; i < 2; ++i) {
+      client.send(ask);
+      if (i == 1) client.half_close();
+      CHECK(client.read_response().status() == 200);
+    }
+  }
+}
+
 TEST_CASE("requests sent ahead are answered in their order, also behind a stream (1)", "[limits]") {
   const Shared world;
   Connection connection(world->endpoint);

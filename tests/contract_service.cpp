@@ -144,7 +144,7 @@ TEST_CASE("the watchdog hears from a chatterd whose threads and streams are all 
   Stream second(world.endpoint, chat_body("two", "x"));
   second.events(1);
   Connection queued(world.endpoint);
-  queued.send(bytes_of({"GET", "/", "", {}}));
+  queued.send(bytes_of({"GET", "/getchatts/", "", {}}));
   CHECK(stays_alive(manager, 4));
   CHECK(queued.stays_silent(1));  // no thread was there for it all the while
   gate.open();

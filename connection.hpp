@@ -39,7 +39,6 @@ class Connection {
 
   /// Goes on with the TLS handshake; done at once without TLS or after it.
   Io handshake();
-  bool handshaken() const { return handshaken_; }
   /// Reads what is there, as much as `buffer` takes; `bytes` is the part of it that was filled.
   Io read(std::span<char> buffer, std::string_view& bytes);
   /// Writes as much of `data` as the socket takes now and removes that from it. Io::done: all of it.

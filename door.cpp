@@ -56,7 +56,7 @@ void Server::open(Held connection) {
   if (connection->phase == Connection::Phase::idle && receive(*connection) == Connection::Io::closed) {
     leave(std::move(connection));
   } else {
-    hand_to(*workers_, std::move(connection));
+    hand_to_worker(std::move(connection));
   }
 }
 
@@ -230,7 +230,7 @@ int Server::handle_deadlines() {
       ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection->fd(), nullptr);
       connection->watched_by = -1;
       connection->timed_out = true;
-      hand_to(*workers_, std::move(connection));
+      hand_to_worker(std::move(connection));
     } else {
       if (connection->phase == Connection::Phase::opening) metrics::refused[metrics::Limit::header_timeout].add();
       --connections_;

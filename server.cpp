@@ -174,9 +174,9 @@ Server::Held Server::take(Connection* connection) {
 }
 
 // Without a thread to serve it a connection is closed.
-void Server::hand_to(Workers& pool, Held connection) {
+void Server::hand_to_worker(Held connection) {
   connection->greeting = false;
-  if (Held refused = pool.submit(std::move(connection))) leave(std::move(refused));
+  if (Held refused = workers_->submit(std::move(connection))) leave(std::move(refused));
 }
 
 // Leaves a connection at its epoll until its socket has one of `events`. Any thread.

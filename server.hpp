@@ -175,7 +175,7 @@ class Server : public httplib::Server {
   void keep_door();
   void accept_clients();
   void open(Held connection);
-  void hand_to(Workers& pool, Held connection);
+  void hand_to_worker(Held connection);
   int handle_deadlines();
   void hang_up(Connection::Waiting::iterator place);
   bool evict_idle();
@@ -194,6 +194,7 @@ class Server : public httplib::Server {
   void serve(Held connection);
   void keep_greeting();
   void greet(Held connection);
+  bool answers_at_once(const Connection& connection) const;
   void leave(Held connection);
   bool advance(Held& connection, int patience_ms);
   Connection::Io receive(Connection& connection);

@@ -51,14 +51,20 @@ void Server::greet(Held connection) {
   using State = http1::RequestReader::State;
   while (connection) {
     const State state = connection->reader.state();
-    const bool at_once = state == State::complete && connection->greeting && connection->reader.method() == "GET" &&
-                         connection->reader.path() == answered_at_once_;
-    // Others are answered by a thread of the pool; until then the connection is being served.
-    if ((state == State::complete && !at_once) || state == State::refused) return hand_to(*workers_, std::move(connection));
-    if (at_once) connection->greeting = false;
+    if (state == State::complete || state == State::refused) {
+      // A thread of the pool answers most of them; until then the connection is being served.
+      if (!answers_at_once(*connection)) return hand_to_worker(std::move(connection));
+      connection->greeting = false;
+    }
     if (!advance(connection, /*patience_ms=*/0)) break;
   }
   leave(std::move(connection));
+}
+
+bool Server::answers_at_once(const Connection& connection) const {
+  const http1::RequestReader& reader = connection.reader;
+  return connection.greeting && reader.state() == http1::RequestReader::State::complete && reader.method() == "GET" &&
+         reader.path() == answered_at_once_;
 }
 
 // The connection, if it was not parked, is over.

@@ -37,8 +37,13 @@ class Connection {
   int fd() const { return socket_.get(); }
   const std::string& address() const { return address_; }  ///< the client's, without a port
 
-  /// Goes on with the TLS handshake; done at once without TLS or after it.
+  /// Goes on with the TLS handshake; done at once without TLS or after it. When all that is missing of a handshake is
+  /// the client's word that ends it, the connection dozes: that alone does not make the socket readable for poll and
+  /// epoll, for the request comes right behind it.
   Io handshake();
+  bool dozes() const { return dozes_; }
+  /// Ends that, for a client that asks nothing: so that it gets its session ticket.
+  void rouse();
   /// Reads what is there, as much as `buffer` takes; `bytes` is the part of it that was filled.
   Io read(std::span<char> buffer, std::string_view& bytes);
   /// Writes as much of `data` as the socket takes now and removes that from it. Io::done: all of it.
@@ -61,8 +66,11 @@ class Connection {
 
  private:
   Io ssl_outcome(int result);
-  /// While corked, what is written waits for more, 200 ms at most (tcp(7)): so the session ticket, which ends
-  /// a handshake, goes out in one packet with the first response.
+  bool write_all(std::string_view data, Deadline deadline, bool until_half_close);
+  void doze(bool dozes);
+  /// Sends a TLS 1.3 client what it resumes its session by, once; with the first answer, or when it asks nothing.
+  void give_ticket();
+  /// While corked, what is written waits for more, 200 ms at most (tcp(7)).
   void cork(bool corked);
 
   UniqueFd socket_;
@@ -70,5 +78,6 @@ class Connection {
   std::string address_;
   std::shared_ptr<const Limits> limits_;
   bool handshaken_;
-  bool corked_ = false;
+  bool dozes_ = false;
+  bool owes_ticket_ = false;
 };

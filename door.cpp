@@ -76,11 +76,9 @@ void Server::stop_accepting() {
     if (connection.phase == Connection::Phase::idle && ::poll(&watched, 1, 0) == 0) {
       closing.insert(waiting_.extract(here));
       --connections_;
-    } else if (connection.phase != Connection::Phase::body && here->first > last_requests_until_) {
-      auto node = waiting_.extract(here);
-      node.key() = last_requests_until_;
+    } else if (connection.phase != Connection::Phase::body && connection.deadline.at() > last_requests_until_) {
       connection.deadline = Deadline::at_time(last_requests_until_);
-      connection.waiting = waiting_.insert(std::move(node));
+      move_to(here, std::min(here->first, last_requests_until_));
     }
   }
   accepting_ = false;
@@ -213,8 +211,15 @@ int Server::handle_deadlines() {
   {
     const std::lock_guard lock(mutex_);
     while (!waiting_.empty() && waiting_.begin()->first <= now) {
-      if (waiting_.begin()->second->greeting) {
-        hang_up(waiting_.begin());
+      const auto first = waiting_.begin();
+      Connection& connection = *first->second;
+      if (connection.dozes()) {
+        connection.rouse();
+        move_to(first, connection.deadline.at());
+        continue;
+      }
+      if (connection.greeting) {
+        hang_up(first);
         continue;
       }
       late.push_back(std::move(waiting_.begin()->second));
@@ -239,11 +244,16 @@ int Server::handle_deadlines() {
   return static_cast<int>(std::chrono::ceil<milliseconds>(next - now).count());
 }
 
+// Of a waiting connection: the door looks at it then.
+void Server::move_to(Connection::Waiting::iterator place, Clock::time_point due) {
+  auto node = waiting_.extract(place);
+  node.key() = due;
+  Connection& connection = *node.mapped();
+  connection.waiting = waiting_.insert(std::move(node));
+}
+
 // Ends the handshake of a client that is late. Its greeter closes it, for that may have an event of it in hand.
 void Server::hang_up(Connection::Waiting::iterator place) {
   ::shutdown(place->second->fd(), SHUT_RDWR);
-  auto node = waiting_.extract(place);
-  node.key() = Clock::time_point::max();
-  Connection& connection = *node.mapped();
-  connection.waiting = waiting_.insert(std::move(node));
+  move_to(place, Clock::time_point::max());
 }

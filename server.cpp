@@ -14,6 +14,8 @@ namespace {
 
 // httplib's default of 5 makes the kernel drop a burst, and clients try again a second later.
 constexpr int kBacklog = 4096;
+// A client that asks nothing after its handshake is roused after this. Others have long asked by then.
+constexpr auto kDozeMax = std::chrono::seconds(1);
 // How many requests a connection may have, for the Keep-Alive header: it has no limit of its own.
 constexpr int kKeepAliveRequests = 100'000;
 // Without the express one. More than processors: a burst of lines is shared with the threads of the other programs
@@ -190,7 +192,8 @@ void Server::park(Held connection, std::uint32_t events) {
     return;
   }
   if (raw->phase == Connection::Phase::opening) raw->deadline = Deadline::earlier(raw->deadline, Deadline::at_time(last_requests_until_));
-  raw->waiting = waiting_.emplace(raw->deadline.at(), std::move(connection));
+  const auto due = raw->dozes() ? std::min(raw->deadline.at(), Clock::now() + kDozeMax) : raw->deadline.at();
+  raw->waiting = waiting_.emplace(due, std::move(connection));
   const int operation = raw->watched_by == epoll.get() ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
   raw->watched_by = epoll.get();
   const std::uint32_t left = events != 0 ? std::uint32_t{EPOLLRDHUP} : 0;

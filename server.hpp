@@ -177,6 +177,7 @@ class Server : public httplib::Server {
   void open(Held connection);
   void hand_to_worker(Held connection);
   int handle_deadlines();
+  void move_to(Connection::Waiting::iterator place, Clock::time_point due);
   void hang_up(Connection::Waiting::iterator place);
   bool evict_idle();
   void say_full();

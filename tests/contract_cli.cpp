@@ -300,3 +300,32 @@ TEST_CASE("TLS below 1.2 is refused (1)", "[cli]") {
     CHECK((SSL_connect(ssl.get()) == 1) == (version != TLS1_1_VERSION));
   }
 }
+
+TEST_CASE("a TLS client resumes its session, whatever it asked for when it began that (1)", "[cli]") {
+  const Shared world;
+  Connection first(world->endpoint);
+  SECTION("an answer, after which it leaves") {
+    first.send(bytes_of({"GET", "/", "", {{"Connection", "close"}}}));
+    CHECK(first.read_response().status() == 200);
+  }
+  SECTION("a stream") {
+    first.send(bytes_of({"POST", "/llmchat/", chat_body(fresh_app(), "hello")}));
+    CHECK(first.read_response().status() == 200);
+  }
+  SECTION("a request that comes in pieces") {
+    first.send_in_pieces(bytes_of({"POST", "/postchatt/", R"({"username":"u","message":"m"})"}), 7);
+    CHECK(first.read_response().status() == 200);
+  }
+  SECTION("nothing") {
+    for (const Deadline deadline(kPatienceMs); !first.session() && !deadline.passed();) CHECK(first.stays_silent(50));
+  }
+  const TlsSession session = first.session();
+  REQUIRE(session);
+  CHECK_FALSE(first.resumed());
+  Connection second(world->endpoint, session.get());
+  CHECK(second.resumed());
+  second.send(bytes_of({"GET", "/"}));
+  CHECK(second.read_response().status() == 200);
+  // And so on: each connection has a ticket of its own.
+  CHECK(second.session());
+}

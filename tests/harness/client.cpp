@@ -68,11 +68,12 @@ std::string bytes_of(const Request& request, bool with_length) {
   return text + "\r\n" + request.body;
 }
 
-Connection::Connection(const Endpoint& endpoint)
+Connection::Connection(const Endpoint& endpoint, SSL_SESSION* earlier)
     : fd_(connect_to(endpoint.address, endpoint.port, Deadline(kPatienceMs))) {
   if (!endpoint.tls) return;
   ssl_.reset(SSL_new(client_context()));
   SSL_set_fd(ssl_.get(), fd_.get());
+  if (earlier != nullptr) SSL_set_session(ssl_.get(), earlier);
   ::fcntl(fd_.get(), F_SETFL, ::fcntl(fd_.get(), F_GETFL) | O_NONBLOCK);
   const Deadline deadline(kPatienceMs);
   for (;;) {
@@ -92,6 +93,12 @@ long Connection::certificate_serial() const {
   if (!ssl_) return -1;
   const std::unique_ptr<X509, void (*)(X509*)> certificate(SSL_get1_peer_certificate(ssl_.get()), X509_free);
   return certificate ? ASN1_INTEGER_get(X509_get0_serialNumber(certificate.get())) : -1;
+}
+
+TlsSession Connection::session() const {
+  TlsSession session(SSL_get1_session(ssl_.get()));
+  if (session && SSL_SESSION_is_resumable(session.get()) != 1) session.reset();
+  return session;
 }
 
 bool Connection::send(std::string_view bytes) {

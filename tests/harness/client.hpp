@@ -15,6 +15,12 @@
 
 namespace harness {
 
+struct FreeTlsSession {
+  void operator()(SSL_SESSION* session) const { SSL_SESSION_free(session); }
+};
+// What a TLS client shows to shorten its next handshake.
+using TlsSession = std::unique_ptr<SSL_SESSION, FreeTlsSession>;
+
 // Where chatterd serves.
 struct Endpoint {
   std::string address = "127.0.0.1";
@@ -54,7 +60,7 @@ std::string bytes_of(const Request& request, bool with_length = true);
 // One connection and the answer that is being read from it.
 class Connection {
  public:
-  explicit Connection(const Endpoint& endpoint);  // connects and shakes hands
+  explicit Connection(const Endpoint& endpoint, SSL_SESSION* earlier = nullptr);  // connects and shakes hands
   Connection(Connection&&) = default;
   Connection& operator=(Connection&&) = default;
   ~Connection() { close(); }
@@ -79,6 +85,11 @@ class Connection {
 
   // The serial number of the server's certificate, as its "name": -1 without TLS.
   [[nodiscard]] long certificate_serial() const;
+
+  // Of what was read so far; null as long as there is none to resume.
+  [[nodiscard]] TlsSession session() const;
+  // Whether the handshake was short.
+  [[nodiscard]] bool resumed() const { return SSL_session_reused(ssl_.get()) == 1; }
 
   void half_close();  // FIN, but goes on reading (over TLS: close_notify)
   void close();       // FIN

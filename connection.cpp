@@ -6,7 +6,6 @@
 #include <sys/socket.h>
 
 #include <cerrno>
-#include <utility>
 
 namespace {
 
@@ -49,37 +48,33 @@ Connection::Io Connection::handshake() {
   const int result = SSL_do_handshake(ssl_.get());
   if (result != 1) {
     const Io outcome = ssl_outcome(result);
-    // Not before the client's hello, which may come in pieces; and a TLS 1.2 client waits for an answer to its part.
+    // Not before the client's hello, which may come in pieces: the answer to it must not wait. Nor under TLS 1.2,
+    // where the client waits for an answer to its part; under 1.3 what is left to write is a ticket for another day.
     const bool answered = SSL_get_state(ssl_.get()) != TLS_ST_BEFORE;
-    if (outcome == Io::wants_read && answered && SSL_version(ssl_.get()) == TLS1_3_VERSION) doze(true);
+    if (outcome == Io::wants_read && answered && SSL_version(ssl_.get()) == TLS1_3_VERSION) {
+      cork(true);
+      doze(true);
+    }
     return outcome;
   }
   handshaken_ = true;
-  owes_ticket_ = SSL_version(ssl_.get()) == TLS1_3_VERSION;
   return Io::done;
 }
 
-void Connection::rouse() {
-  if (dozes_) doze(false);
-}
+void Connection::rouse() { doze(false); }
 
 void Connection::doze(bool dozes) {
+  if (dozes == dozes_) return;
   dozes_ = dozes;
   const int bytes = dozes ? kFinishedBytesMax + 1 : 1;
   ::setsockopt(socket_.get(), SOL_SOCKET, SO_RCVLOWAT, &bytes, sizeof bytes);
 }
 
 void Connection::cork(bool corked) {
+  if (corked == corked_) return;
+  corked_ = corked;
   const int value = corked ? 1 : 0;
   ::setsockopt(socket_.get(), IPPROTO_TCP, TCP_CORK, &value, sizeof value);
-}
-
-// What the socket does not take of it now goes out ahead of what is written next.
-void Connection::give_ticket() {
-  if (!std::exchange(owes_ticket_, false)) return;
-  ERR_clear_error();
-  if (SSL_new_session_ticket(ssl_.get()) == 1) SSL_do_handshake(ssl_.get());
-  ERR_clear_error();
 }
 
 Connection::Io Connection::read(std::span<char> buffer, std::string_view& bytes) {
@@ -87,11 +82,7 @@ Connection::Io Connection::read(std::span<char> buffer, std::string_view& bytes)
   if (ssl_) {
     ERR_clear_error();
     const int count = SSL_read(ssl_.get(), buffer.data(), static_cast<int>(buffer.size()));
-    if (count <= 0) {
-      const Io outcome = ssl_outcome(count);
-      if (outcome == Io::wants_read) give_ticket();
-      return outcome;
-    }
+    if (count <= 0) return ssl_outcome(count);
     bytes = {buffer.data(), static_cast<size_t>(count)};
     return Io::done;
   }
@@ -113,6 +104,7 @@ Connection::Io Connection::write_some(std::string_view& data) {
     if (ssl_) {
       ERR_clear_error();
       count = SSL_write(ssl_.get(), data.data(), static_cast<int>(std::min<size_t>(data.size(), INT_MAX)));
+      cork(false);
       if (count <= 0) outcome = ssl_outcome(static_cast<int>(count));
     } else {
       count = ::send(socket_.get(), data.data(), data.size(), MSG_NOSIGNAL);
@@ -126,22 +118,6 @@ Connection::Io Connection::write_some(std::string_view& data) {
 }
 
 bool Connection::write(std::string_view data, Deadline write_deadline, bool until_half_close) {
-  if (!owes_ticket_) return write_all(data, write_deadline, until_half_close);
-  if (until_half_close) {
-    // A stream: its first line does not wait for the ticket.
-    const bool written = write_all(data, write_deadline, until_half_close);
-    give_ticket();
-    return written;
-  }
-  // Ahead of a whole answer, for a client may close when it has read that; in one packet with it.
-  cork(true);
-  give_ticket();
-  const bool written = write_all(data, write_deadline, until_half_close);
-  cork(false);
-  return written;
-}
-
-bool Connection::write_all(std::string_view data, Deadline write_deadline, bool until_half_close) {
   const short gone = static_cast<short>(POLLERR | POLLHUP | (until_half_close ? POLLRDHUP : 0));
   while (true) {
     const Io outcome = write_some(data);

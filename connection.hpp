@@ -66,18 +66,16 @@ class Connection {
 
  private:
   Io ssl_outcome(int result);
-  bool write_all(std::string_view data, Deadline deadline, bool until_half_close);
-  void doze(bool dozes);
-  /// Sends a TLS 1.3 client what it resumes its session by, once; with the first answer, or when it asks nothing.
-  void give_ticket();
-  /// While corked, what is written waits for more, 200 ms at most (tcp(7)).
+  /// While corked, what is written waits for more, 200 ms at most (tcp(7)): so the session ticket, which ends
+  /// a handshake, goes out in one packet with the first response.
   void cork(bool corked);
+  void doze(bool dozes);
 
   UniqueFd socket_;
   Ssl ssl_;
   std::string address_;
   std::shared_ptr<const Limits> limits_;
   bool handshaken_;
+  bool corked_ = false;
   bool dozes_ = false;
-  bool owes_ticket_ = false;
 };

@@ -57,9 +57,9 @@ Result<SslContext, TlsProblem> make_server_context(const std::string& cert_file,
   // a record's five bytes of header.
   SSL_CTX_set_mode(context.get(), SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
   SSL_CTX_set_read_ahead(context.get(), 1);
-  // Sessions are resumed by tickets, which the clients keep. When to send them the connection knows.
+  // Sessions are resumed by tickets, which the clients keep.
   SSL_CTX_set_session_cache_mode(context.get(), SSL_SESS_CACHE_OFF);
-  SSL_CTX_set_num_tickets(context.get(), 0);
+  SSL_CTX_set_num_tickets(context.get(), 1);
   SSL_CTX_set_session_id_context(context.get(), reinterpret_cast<const unsigned char*>(kSessionIdContext), 8);
 
   if (SSL_CTX_use_certificate_chain_file(context.get(), cert_file.c_str()) != 1) return problem("--cert", cert_file, openssl_reason());

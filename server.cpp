@@ -73,9 +73,6 @@ std::optional<StartProblem> Server::bind() {
     listener = listen_on(AF_INET, "0.0.0.0", port, kBacklog);
   }
   if (listener.ok()) {
-    // In TLS the client speaks first: its hello and itself are one event then. One that stays silent comes a second late.
-    const int seconds = 1;
-    if (has_tls_) ::setsockopt(listener.value().get(), IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof seconds);
     adopt(std::move(listener.value()));
     return std::nullopt;
   }
@@ -92,6 +89,9 @@ void Server::adopt(UniqueFd listener) {
   // Its clients' sockets inherit it.
   const int on = 1;
   ::setsockopt(listener_.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  // In TLS the client speaks first: its hello and itself are one event then. One that stays silent comes a second late.
+  const int seconds = 1;
+  if (has_tls_) ::setsockopt(listener_.get(), IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof seconds);
   // httplib ends a response early when it believes to be stopped, which it sees by its own listener.
   svr_sock_ = listener_.get();
 }

@@ -46,6 +46,8 @@ class Connection {
   void rouse();
   /// Reads what is there, as much as `buffer` takes; `bytes` is the part of it that was filled.
   Io read(std::span<char> buffer, std::string_view& bytes);
+  /// Whether bytes that poll() does not know of are there to be read: OpenSSL may have taken in more than was asked for.
+  bool has_unread() const { return ssl_ && SSL_has_pending(ssl_.get()) == 1; }
   /// Writes as much of `data` as the socket takes now and removes that from it. Io::done: all of it.
   Io write_some(std::string_view& data);
   /// Writes all of `data`, waiting while the client does not read, up to the deadline. False: the

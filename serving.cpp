@@ -102,6 +102,10 @@ bool Server::advance(Held& connection, int patience_ms) {
     if (!connection->timed_out) metrics::refused[metrics::Limit::header_timeout].add();
     return connection->timed_out;
   }
+  if (connection->phase == Connection::Phase::idle && !next_request_comes(*connection, patience_ms)) {
+    park(std::move(connection), EPOLLIN);
+    return true;
+  }
   Io outcome = connection->handshake();
   if (outcome == Io::done) outcome = receive(*connection);
   if (outcome == Io::closed) return false;
@@ -110,7 +114,6 @@ bool Server::advance(Held& connection, int patience_ms) {
         !connection->write("HTTP/1.1 100 Continue\r\n\r\n", Deadline::after(connection->limits().write_timeout), false)) {
       return false;
     }
-    if (next_request_comes(*connection, patience_ms)) return true;
     park(std::move(connection), outcome == Io::wants_write ? EPOLLOUT : EPOLLIN);
   }
   return true;
@@ -119,9 +122,8 @@ bool Server::advance(Held& connection, int patience_ms) {
 // Waits a little for the next request of a client that has just been answered, which saves the way to the
 // door and back; but not when others may be waiting for this thread.
 bool Server::next_request_comes(const Connection& connection, int patience_ms) {
-  if (patience_ms == 0 || connection.phase != Connection::Phase::idle || !workers_->can_grow()) return false;
   pollfd watched{connection.fd(), POLLIN, 0};
-  return ::poll(&watched, 1, patience_ms) > 0;
+  return connection.has_unread() || ::poll(&watched, 1, workers_->can_grow() ? patience_ms : 0) > 0;
 }
 
 // Reads once and notes how far the request has come. The buffer is on the stack, in a function of its own:

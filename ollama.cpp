@@ -22,8 +22,8 @@ constexpr int kBusyStatus = 503;
 constexpr int kNoModelStatus = 404;
 // Ollama is near; one that does not take a connection in this time is as good as away.
 constexpr auto kConnectMax = std::chrono::seconds(5);
-// Kept connections save both sides a connect a turn. Long enough for a person to read an answer and ask again.
-constexpr auto kIdleMax = std::chrono::seconds(60);
+// Kept connections save a connect a turn; idle for longer they are closed, so that a burst leaves nothing.
+constexpr auto kIdleMax = std::chrono::seconds(5);
 // A name's addresses are asked for again after this time.
 constexpr auto kResolvedFor = std::chrono::seconds(30);
 

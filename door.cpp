@@ -1,7 +1,5 @@
 // The door: the server's one thread for connections that wait with nothing to do, for deadlines, and for clients
 // that come when there are too many.
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>

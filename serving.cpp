@@ -123,7 +123,7 @@ bool Server::advance(Held& connection, int patience_ms) {
 // door and back; but not when others may be waiting for this thread.
 bool Server::next_request_comes(const Connection& connection, int patience_ms) {
   pollfd watched{connection.fd(), POLLIN, 0};
-  return connection.has_unread() || ::poll(&watched, 1, workers_->can_grow() ? patience_ms : 0) > 0;
+  return connection.has_unread() || ::poll(&watched, 1, patience_ms != 0 && workers_->can_grow() ? patience_ms : 0) > 0;
 }
 
 // Reads once and notes how far the request has come. The buffer is on the stack, in a function of its own:

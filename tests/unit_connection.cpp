@@ -3,6 +3,7 @@
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 
 #include <array>
@@ -41,6 +42,13 @@ void wait_for(int fd, size_t bytes) {
     ::poll(nullptr, 0, 1);
   }
   FAIL("the bytes do not come");
+}
+
+bool is_corked(int fd) {
+  int value = -1;
+  socklen_t length = sizeof value;
+  REQUIRE(::getsockopt(fd, IPPROTO_TCP, TCP_CORK, &value, &length) == 0);
+  return value == 1;
 }
 
 bool is_readable(int fd) {
@@ -126,14 +134,17 @@ TEST_CASE("a hello that comes in pieces is waited for, and answered when it is w
   const std::string hello = pair.hello();
   CHECK(pair.server->handshake() == Io::wants_read);  // nothing has come yet
   CHECK_FALSE(pair.server->dozes());
+  CHECK_FALSE(is_corked(pair.server->fd()));  // or its answer would come late
   const size_t begin = 20;
   pair.send(hello.substr(0, begin));
   CHECK(is_readable(pair.server->fd()));
   CHECK(pair.server->handshake() == Io::wants_read);
   CHECK_FALSE(pair.server->dozes());
+  CHECK_FALSE(is_corked(pair.server->fd()));  // or its answer would come late
   pair.send(hello.substr(begin));
   CHECK(pair.server->handshake() == Io::wants_read);
-  pair.receive();  // its answer is on its way
+  CHECK(is_corked(pair.server->fd()));  // what ends the handshake waits for more
+  pair.receive();                       // the answer to the hello is on its way nevertheless
 }
 
 TEST_CASE("what ends a handshake wakes nobody before the request behind it, and both are read at once", "[connection]") {

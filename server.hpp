@@ -175,7 +175,6 @@ class Server : public httplib::Server {
   void keep_door();
   void accept_clients();
   void open(Held connection);
-  void hand_to_worker(Held connection);
   int handle_deadlines();
   void move_to(Connection::Waiting::iterator place, Clock::time_point due);
   void hang_up(Connection::Waiting::iterator place);
@@ -189,6 +188,7 @@ class Server : public httplib::Server {
   Held accept_one();
   UniqueFd accept_socket(std::string& address);
   Held admit(UniqueFd socket, std::string address);
+  void hand_to_worker(Held connection);
   void give_listener(bool to_greeters);
 
   // Serving, on a worker or greeter (serving.cpp):

@@ -9,8 +9,8 @@
 
 namespace {
 
-// Long enough to carry a busy server over a lull, short enough that a burst leaves nothing behind.
-constexpr auto kIdleMax = std::chrono::seconds(5);
+// Long enough to carry a busy server over a lull, short enough that a burst leaves nothing behind after 10 s.
+constexpr auto kIdleMax = std::chrono::seconds(7);
 
 }  // namespace
 

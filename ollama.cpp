@@ -22,10 +22,8 @@ constexpr int kBusyStatus = 503;
 constexpr int kNoModelStatus = 404;
 // Ollama is near; one that does not take a connection in this time is as good as away.
 constexpr auto kConnectMax = std::chrono::seconds(5);
-// Kept connections save a connect a turn. Idle for longer they are closed, this many each second: so the next burst
-// finds some, and one of 1,000 streams leaves nothing after 10 s.
+// Kept connections save a connect a turn; idle for longer they are closed, so that a burst leaves nothing after 10 s.
 constexpr auto kIdleMax = std::chrono::seconds(7);
-constexpr size_t kClosedAtOnce = 350;
 // A name's addresses are asked for again after this time.
 constexpr auto kResolvedFor = std::chrono::seconds(30);
 
@@ -364,9 +362,7 @@ void Ollama::close_idle() {
   const auto limit = Clock::now() - kIdleMax;
   for (Upstream& upstream : upstreams_) {
     auto first_kept = upstream.idle.begin();
-    while (first_kept != upstream.idle.end() && first_kept->since < limit && closing.size() < kClosedAtOnce) {
-      closing.push_back(std::move(*first_kept++));
-    }
+    while (first_kept != upstream.idle.end() && first_kept->since < limit) closing.push_back(std::move(*first_kept++));
     upstream.idle.erase(upstream.idle.begin(), first_kept);
   }
 }

@@ -144,18 +144,10 @@ std::string format_uuid(std::string_view bytes) {
 }
 
 std::string make_uuid() {
-  // A request takes several: one call for sixteen. 256 bytes never come in part once the generator is up; before that,
-  // or on a signal, ask again.
-  thread_local std::array<char, 256> random;
-  thread_local size_t used = random.size();
-  if (used == random.size()) {
-    while (getrandom(random.data(), random.size(), 0) != static_cast<ssize_t>(random.size())) {
-    }
-    used = 0;
+  std::array<char, 16> bytes{};
+  // 16 bytes never come in part once the generator is up; before that, or on a signal, ask again.
+  while (getrandom(bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size())) {
   }
-  std::array<char, 16> bytes;
-  std::copy_n(random.data() + used, bytes.size(), bytes.data());
-  used += bytes.size();
   bytes[6] = static_cast<char>((bytes[6] & 0x0F) | 0x40);
   bytes[8] = static_cast<char>((bytes[8] & 0x3F) | 0x80);
   return format_uuid({bytes.data(), bytes.size()});

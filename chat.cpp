@@ -20,11 +20,14 @@ namespace {
 constexpr auto kStorePause = milliseconds(250);
 
 // The body for Ollama (contract 3.4): the history from the database; the request's own messages, which
-// are its last rows, as the client wrote them, with images and all; every other field unchanged.
-std::string build_ollama_body(const ChatRequest& request, const Conversation& conversation) {
+// are its last rows, as the client wrote them, with images and all; every other field unchanged. The rows are
+// used up: nobody needs them while Ollama loads a model.
+std::string build_ollama_body(const ChatRequest& request, Conversation conversation) {
   const Rows& rows = conversation.rows;
   const size_t older = rows.size() - std::min(conversation.stored, rows.size());
-  std::string body = "{\"model\":" + request.model_json + ",\"messages\":[";
+  std::string body;
+  body.reserve(rows.memory_bytes());  // a long history is not to be copied each time that this has grown
+  body.append("{\"model\":").append(request.model_json).append(",\"messages\":[");
   for (size_t row = 0; row < older; ++row) {
     body += row == 0 ? "{\"role\":" : ",{\"role\":";
     append_json_string(body, rows.text(row, Conversation::name));
@@ -37,7 +40,8 @@ std::string build_ollama_body(const ChatRequest& request, const Conversation& co
     body += message.json;
   }
   body += request.stream ? "],\"stream\":true" : "],\"stream\":false";
-  return body + request.other_fields + '}';
+  body.append(request.other_fields).append("}");
+  return body;
 }
 
 // Ollama's status as ours (contract 3.5).
@@ -217,15 +221,16 @@ void handle_llmchat(Services& services, const Request& request, Response& respon
   // A client that left while it waited for its turn gets nothing stored in its name.
   if (exchange.client_left()) return reply_client_left(response);
   SharedTurn shared_turn(services.database, app_id);
-  const auto conversation = shared_turn.begin(services.conversations, exchange, turn_wait,
-                                              [&](const Turn& own) { return services.database.append(own, chat.value().messages); });
+  auto conversation = shared_turn.begin(services.conversations, exchange, turn_wait,
+                                        [&](const Turn& own) { return services.database.append(own, chat.value().messages); });
   if (!conversation.ok() && conversation.error().fault == DbFault::busy && exchange.client_left()) {
     return reply_client_left(response);
   }
   if (!conversation.ok()) return reply_not_begun(services, response, conversation.error());
 
   exchange.note_asked();
-  auto generation = services.ollama.start("POST", "/chat", build_ollama_body(chat.value(), conversation.value()));
+  const auto reply_place = conversation.value().reply_place;
+  auto generation = services.ollama.start("POST", "/chat", build_ollama_body(chat.value(), std::move(conversation.value())));
   const auto event = generation->read_head(exchange, Deadline::after(config->ollama_grace));
   if (event == Generation::Event::head && generation->status() >= 400) {
     const int status = generation->status();
@@ -237,7 +242,7 @@ void handle_llmchat(Services& services, const Request& request, Response& respon
 
   response.set_header("Cache-Control", "no-cache");
   response.set_header("X-Accel-Buffering", "no");
-  Reply reply{shared_turn.turn(), "", conversation.value().reply_place};
+  Reply reply{shared_turn.turn(), "", reply_place};
   const auto chat_turn = std::make_shared<ChatTurn>(services, config, std::move(*slot), std::move(*turn), std::move(shared_turn), std::move(reply),
                                                     std::move(generation));
   stream_response(response, "text/event-stream", [chat_turn](const SendPiece& send) { return chat_turn->run(send); });

@@ -43,6 +43,7 @@ DbFailure pool_was_full() {
 Rows::Rows(pg_result* owned) : result_(owned) {}
 void Rows::Deleter::operator()(pg_result* result) const { PQclear(result); }
 size_t Rows::size() const { return static_cast<size_t>(PQntuples(result_.get())); }
+size_t Rows::memory_bytes() const { return PQresultMemorySize(result_.get()); }
 bool Rows::is_null(size_t row, int column) const { return PQgetisnull(result_.get(), static_cast<int>(row), column) == 1; }
 std::string_view Rows::text(size_t row, int column) const {
   const int at = static_cast<int>(row);

@@ -54,6 +54,7 @@ class Rows {
   Rows& operator=(Rows&&) noexcept = default;
 
   size_t size() const;
+  size_t memory_bytes() const;  ///< all of them take so much, which is more than their text
   std::string_view text(size_t row, int column) const;  ///< "" for NULL
   bool is_null(size_t row, int column) const;
   /// A bigint (0 for NULL), or a timestamptz as microseconds since 2000-01-01 UTC (kNoTime for NULL).

@@ -3,10 +3,13 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
+#include <sys/uio.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 #include "log.hpp"
@@ -15,8 +18,6 @@ namespace {
 
 // One recv of the head, with what has come of the body behind it.
 constexpr size_t kHeadBytes = 16 * 1024;
-// What stands before the body.
-constexpr size_t kRequestHeadBytes = 256;
 // Refusals that another address may not have (Ollama's API documentation, "Errors").
 constexpr int kBusyStatus = 503;
 constexpr int kNoModelStatus = 404;
@@ -43,16 +44,15 @@ Generation::Event event_of(Wake wake) {
   return Generation::Event::bytes;
 }
 
-Generation::Generation(Ollama& ollama, std::string_view method, std::string_view path, std::string_view body, std::optional<size_t> only)
+Generation::Generation(Ollama& ollama, std::string_view method, std::string_view path, std::string body, std::optional<size_t> only)
     : ollama_(ollama),
       method_(method),
       path_(path),
       probe_(only.has_value()),
       // All addresses together have no longer than one has alone.
-      connect_max_(Clock::duration(kConnectMax) / (probe_ ? 1 : ollama.upstreams_.size())) {
+      connect_max_(Clock::duration(kConnectMax) / (probe_ ? 1 : ollama.upstreams_.size())),
+      request_body_(std::move(body)) {
   if (only) tried_.set().reset(*only);
-  request_.reserve(body.size() + kRequestHeadBytes);
-  request_ = body;
   aim_at(*ollama_.choose(tried_, true));
 }
 
@@ -63,14 +63,12 @@ void Generation::aim_at(size_t upstream) {
   upstream_ = upstream;
   tried_.set(upstream);
   const OllamaAddress& address = ollama_.upstreams_[upstream].address;
-  std::string head = method_ + " " + address.api_path + path_ + " HTTP/1.1\r\nHost: " + address.host_header + "\r\nUser-Agent: chatterd\r\n";
+  request_head_ = method_ + " " + address.api_path + path_ + " HTTP/1.1\r\nHost: " + address.host_header + "\r\nUser-Agent: chatterd\r\n";
   if (method_ == "POST") {
-    head += "Content-Type: application/json\r\nContent-Length: " + std::to_string(request_.size() - request_head_bytes_) + "\r\n";
+    request_head_ += "Content-Type: application/json\r\nContent-Length: " + std::to_string(request_body_.size()) + "\r\n";
   }
-  head += "\r\n";
-  request_.replace(0, request_head_bytes_, head);
-  request_head_bytes_ = head.size();
-  sent_ = 0;
+  request_head_ += "\r\n";
+  unsent_ = request_head_.size() + request_body_.size();
   reused_ = false;
   may_reuse_ = true;
   connect_deadline_.reset();
@@ -185,10 +183,17 @@ Generation::Event Generation::finish_connecting(Waiter& waiter, Deadline deadlin
 }
 
 Generation::Event Generation::send_request(Waiter& waiter, Deadline deadline) {
-  while (sent_ < request_.size()) {
-    const ssize_t sent = ::send(fd_.get(), request_.data() + sent_, request_.size() - sent_, MSG_NOSIGNAL);
+  while (unsent_ > 0) {
+    const size_t of_body = std::min(unsent_, request_body_.size());
+    const size_t of_head = unsent_ - of_body;
+    iovec rest[] = {{request_head_.data() + (request_head_.size() - of_head), of_head},
+                    {request_body_.data() + (request_body_.size() - of_body), of_body}};
+    msghdr message{};
+    message.msg_iov = rest;
+    message.msg_iovlen = std::size(rest);
+    const ssize_t sent = ::sendmsg(fd_.get(), &message, MSG_NOSIGNAL);
     if (sent > 0) {
-      sent_ += static_cast<size_t>(sent);
+      unsent_ -= static_cast<size_t>(sent);
     } else if (errno == EAGAIN) {
       // Ollama may answer, with an error say, before it has read everything.
       const Wake wake = waiter.wait(fd_.get(), POLLOUT, deadline);
@@ -225,8 +230,7 @@ Generation::Event Generation::receive_head(Waiter& waiter, Deadline deadline) {
   ::setsockopt(fd_.get(), IPPROTO_TCP, TCP_QUICKACK, &off, sizeof off);
   body_ = head_.body();
   unread_ = head_.rest();
-  all_sent_ = sent_ == request_.size();
-  request_ = std::string();  // a long history need not stay in memory while the answer streams
+  request_body_ = std::string();  // a long history need not stay in memory while the answer streams
   step_ = Step::body;
   return Event::head;
 }
@@ -236,7 +240,7 @@ Generation::Event Generation::receive_head(Waiter& waiter, Deadline deadline) {
 bool Generation::try_again() {
   if (!std::exchange(reused_, false)) return false;
   fd_.reset();
-  sent_ = 0;
+  unsent_ = request_head_.size() + request_body_.size();
   may_reuse_ = false;
   step_ = Step::connect;
   return true;
@@ -293,7 +297,7 @@ bool Generation::read_at_hand(std::string_view& bytes) {
 
 // The body is over: the connection serves another request, unless something is odd about it.
 void Generation::finish() {
-  reusable_ = head_.keeps_alive() && unread_.empty() && all_sent_;
+  reusable_ = head_.keeps_alive() && unread_.empty() && unsent_ == 0;
   step_ = Step::ended;
 }
 
@@ -301,12 +305,12 @@ Ollama::Ollama(std::vector<OllamaAddress> addresses) : choice_(addresses.size())
   for (OllamaAddress& address : addresses) upstreams_.push_back({std::move(address), {}, {}, {}});
 }
 
-std::unique_ptr<Generation> Ollama::start(std::string_view method, std::string_view path, std::string_view body) {
-  return std::unique_ptr<Generation>(new Generation(*this, method, path, body, std::nullopt));
+std::unique_ptr<Generation> Ollama::start(std::string_view method, std::string_view path, std::string body) {
+  return std::unique_ptr<Generation>(new Generation(*this, method, path, std::move(body), std::nullopt));
 }
 
-std::unique_ptr<Generation> Ollama::start_at(size_t address, std::string_view method, std::string_view path, std::string_view body) {
-  return std::unique_ptr<Generation>(new Generation(*this, method, path, body, address));
+std::unique_ptr<Generation> Ollama::start_at(size_t address, std::string_view method, std::string_view path, std::string body) {
+  return std::unique_ptr<Generation>(new Generation(*this, method, path, std::move(body), address));
 }
 
 std::vector<OllamaState> Ollama::addresses() {

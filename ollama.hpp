@@ -85,7 +85,7 @@ class Generation {
     bool busy;
   };
 
-  Generation(Ollama& ollama, std::string_view method, std::string_view path, std::string_view body, std::optional<size_t> only);
+  Generation(Ollama& ollama, std::string_view method, std::string_view path, std::string body, std::optional<size_t> only);
   void aim_at(size_t upstream);
   bool pass_on_refusal();
   std::optional<size_t> back_to_refusal();
@@ -106,10 +106,9 @@ class Generation {
   Upstreams::Tried tried_;
   std::optional<size_t> upstream_;  // that has the request; it is counted there
   std::optional<Refusal> refusal_;  // of one that was left for others
-  std::string request_;             // the head for the present address, and the body
-  size_t request_head_bytes_ = 0;
-  size_t sent_ = 0;
-  bool all_sent_ = false;
+  std::string request_head_;        // for the present address
+  std::string request_body_;
+  size_t unsent_ = 0;  // bytes of both, from the end
   Step step_ = Step::connect;
   UniqueFd fd_;
   bool may_reuse_ = true;  // a kept connection
@@ -143,9 +142,9 @@ class Ollama {
   explicit Ollama(std::vector<OllamaAddress> addresses);
 
   /// Prepares `method` on the API's path ("/chat"); nothing is sent before read_head().
-  std::unique_ptr<Generation> start(std::string_view method, std::string_view path, std::string_view body);
+  std::unique_ptr<Generation> start(std::string_view method, std::string_view path, std::string body);
   /// The same for this address only, to look whether it is usable: the caller says so, not the log.
-  std::unique_ptr<Generation> start_at(size_t address, std::string_view method, std::string_view path, std::string_view body);
+  std::unique_ptr<Generation> start_at(size_t address, std::string_view method, std::string_view path, std::string body);
   /// In the order in which they were given.
   std::vector<OllamaState> addresses();
   /// Closes connections that nobody has used for a while; call it about once a second.

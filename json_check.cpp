@@ -15,7 +15,7 @@ constexpr size_t kSafeDigits = 300;
 // Reads a text from its front to its end.
 class JsonReader {
  public:
-  explicit JsonReader(std::string_view text) : text_(text) {}
+  JsonReader(std::string_view text, size_t depth_max) : text_(text), depth_max_(depth_max) {}
 
   bool read_document() {
     while (true) {
@@ -24,6 +24,7 @@ class JsonReader {
       if (c == '{' || c == '[') {
         ++at_;
         open_ += c;
+        if (open_.size() > depth_max_) return false;
         pass_space();
         if (peek() != end_of(c)) {
           if (c == '{' && !read_key()) return false;
@@ -164,11 +165,12 @@ class JsonReader {
     return unit;
   }
 
-  std::string_view text_;
+  const std::string_view text_;
+  const size_t depth_max_;
   size_t at_ = 0;
   std::string open_;  // the containers around, the innermost last: { or [
 };
 
 }  // namespace
 
-bool is_json(std::string_view text) { return JsonReader(trim_json(text)).read_document(); }
+bool is_json(std::string_view text, size_t depth_max) { return JsonReader(trim_json(text), depth_max).read_document(); }

@@ -1,5 +1,6 @@
 #include "request.hpp"
 
+#include "json_check.hpp"
 #include "json_view.hpp"
 #include "text.hpp"
 
@@ -7,8 +8,11 @@ namespace {
 
 using Members = std::vector<JsonMember>;
 
+// Sure when true. Most bodies are right, which takes a tenth of the time to see that it takes to say what is wrong.
+bool is_right(std::string_view body) { return is_json(body, kJsonDepthMax) && body.find("\\u0000") == std::string_view::npos; }
+
 Result<Members, BadRequest> parse_object(std::string_view body) {
-  if (auto problem = find_json_problem(body)) return BadRequest{"The request's body " + *problem + "."};
+  if (auto problem = is_right(body) ? std::nullopt : find_json_problem(body)) return BadRequest{"The request's body " + *problem + "."};
   if (!is_json_object(body)) return BadRequest{"The request's body is not a JSON object."};
   return json_members(body);
 }

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "tests/contract_fixture.hpp"
+#include "tests/harness/vitals.hpp"
 
 using namespace contract;
 
@@ -41,22 +42,8 @@ std::string reload(const Chatterd& chatterd) {
 
 bool has(const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; }
 
-size_t descriptors_of(pid_t pid) {
-  size_t count = 0;
-  for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/fd")) ++count;
-  return count;
-}
-
-size_t rss_kb_of(pid_t pid) {
-  std::ifstream file("/proc/" + std::to_string(pid) + "/status");
-  for (std::string line; std::getline(file, line);) {
-    if (line.rfind("VmRSS:", 0) == 0) return std::stoul(line.substr(6));
-  }
-  return 0;
-}
-
 // Of a process under load, under ThreadSanitizer too.
-constexpr size_t kRssNoiseKb = 16 * 1024;
+constexpr size_t kMemoryNoiseKib = 16 * 1024;
 
 // A pair of certificate and key as texts.
 struct Pem {
@@ -231,7 +218,7 @@ TEST_CASE("a hundred reloads with good and bad certificates under load: no strea
     CHECK(Connection(world.endpoint).certificate_serial() == newest);
     for (const auto& stream : streams) stream->events(stream->events(1).size() + 1);
   };
-  size_t descriptors = 0, rss_kb = 0;
+  size_t descriptors = 0, memory = 0;
   for (int round = 0; round < 20; ++round) {
     const Pem next = make_pem(newest + 1);
     try_reload({in_force.cert, next.key}, false);                              // mismatched
@@ -243,7 +230,7 @@ TEST_CASE("a hundred reloads with good and bad certificates under load: no strea
     in_force = next;
     if (round != 3) continue;  // from here on nothing may grow
     descriptors = descriptors_of(world.chatterd->pid());
-    rss_kb = rss_kb_of(world.chatterd->pid());
+    memory = memory_kib(world.chatterd->pid());
   }
   ended = true;
   visitor.join();
@@ -251,7 +238,7 @@ TEST_CASE("a hundred reloads with good and bad certificates under load: no strea
   CHECK(answered > 20);
   CHECK(eventually([&] { return descriptors_of(world.chatterd->pid()) <= descriptors; }));
   // AddressSanitizer keeps what is freed for a while; it looks for leaks itself at the end.
-  if (!has(chatterd_binary(), "/asan/")) CHECK(rss_kb_of(world.chatterd->pid()) < rss_kb + kRssNoiseKb);
+  if (!has(chatterd_binary(), "/asan/")) CHECK(memory_kib(world.chatterd->pid()) < memory + kMemoryNoiseKib);
   gate.open();
   for (const auto& stream : streams) {
     const auto events = stream->rest();

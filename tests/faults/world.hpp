@@ -12,7 +12,6 @@
 #include "tests/catch.hpp"
 #include "tests/faults/checker.hpp"
 #include "tests/faults/cluster.hpp"
-#include "tests/faults/vitals.hpp"
 #include "tests/harness/certificate.hpp"
 #include "tests/harness/client.hpp"
 #include "tests/harness/database.hpp"
@@ -21,6 +20,7 @@
 #include "tests/harness/process.hpp"
 #include "tests/harness/scripted_ollama.hpp"
 #include "tests/harness/sse.hpp"
+#include "tests/harness/vitals.hpp"
 
 namespace faults {
 

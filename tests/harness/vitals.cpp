@@ -1,4 +1,4 @@
-#include "tests/faults/vitals.hpp"
+#include "tests/harness/vitals.hpp"
 
 #include <sys/resource.h>
 #include <unistd.h>
@@ -7,7 +7,7 @@
 #include <fstream>
 #include <sstream>
 
-namespace faults {
+namespace harness {
 namespace {
 
 std::string proc(pid_t pid, const char* what) { return "/proc/" + std::to_string(pid) + "/" + what; }
@@ -70,4 +70,4 @@ void raise_descriptor_limit() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-}  // namespace faults
+}  // namespace harness

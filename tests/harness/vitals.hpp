@@ -5,7 +5,7 @@
 
 #include <string>
 
-namespace faults {
+namespace harness {
 
 // /proc's view of a process; 0 where it can't be had (the process has gone).
 size_t threads_of(pid_t pid);
@@ -33,4 +33,4 @@ struct Vitals {
 // This process may have as many descriptors as the system lets it.
 void raise_descriptor_limit();
 
-}  // namespace faults
+}  // namespace harness

@@ -205,8 +205,9 @@ class ChatTurn {
 
 }  // namespace
 
-void handle_llmchat(Services& services, const Request& request, Response& response) {
-  const auto chat = parse_chat_request(request.body);
+void handle_llmchat(Services& services, const Request&, Response& response) {
+  Exchange& exchange = Exchange::current();
+  const auto chat = parse_chat_request(exchange.take_body());
   if (!chat.ok()) return reply_error(response, 422, chat.error().sentence);
   auto slot = take_slot(services, response);
   if (!slot) return;
@@ -216,7 +217,6 @@ void handle_llmchat(Services& services, const Request& request, Response& respon
   auto turn = services.conversations.enter(app_id, config->turn_wait);
   if (!turn) return reply_no_turn(services, response);
 
-  Exchange& exchange = Exchange::current();
   exchange.begin_stream();
   // A client that left while it waited for its turn gets nothing stored in its name.
   if (exchange.client_left()) return reply_client_left(response);
@@ -248,14 +248,14 @@ void handle_llmchat(Services& services, const Request& request, Response& respon
   stream_response(response, "text/event-stream", [chat_turn](const SendPiece& send) { return chat_turn->run(send); });
 }
 
-void handle_llmprompt(Services& services, const Request& request, Response& response) {
+void handle_llmprompt(Services& services, const Request&, Response& response) {
   auto slot = take_slot(services, response);
   if (!slot) return;
   Exchange& exchange = Exchange::current();
   exchange.begin_stream();
   const auto config = services.config.get();
   exchange.note_asked();
-  auto generation = services.ollama.start("POST", "/generate", request.body);
+  auto generation = services.ollama.start("POST", "/generate", exchange.take_body());
   const auto event = generation->read_head(exchange, Deadline::after(config->ollama_timeout));
   if (event != Generation::Event::head) return reply_no_answer(response, event, *generation);
 

@@ -42,10 +42,15 @@ constexpr size_t kThreadStackBytes = size_t{1} << 20;
 // What the start may wait for all Ollamas together; a living one answers this question at once.
 constexpr auto kLookMax = milliseconds(2000);
 
+// A larger piece of memory is given back as soon as it is free, such as that of a prompt with a photo. Left to itself
+// malloc raises this to the largest that was ever freed, and keeps the rest until the server is at rest.
+constexpr int kMappedBytesMin = 1 << 20;
+
 void set_process_limits() {
   // By default each thread up to eight a processor gets a heap of its own, and what one has freed the
   // others can't use: with many short-lived threads that is memory for nothing.
   mallopt(M_ARENA_MAX, static_cast<int>(std::max(2u, std::thread::hardware_concurrency())));
+  mallopt(M_MMAP_THRESHOLD, kMappedBytesMin);
   pthread_attr_t attributes;
   pthread_attr_init(&attributes);
   pthread_attr_setstacksize(&attributes, kThreadStackBytes);

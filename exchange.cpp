@@ -52,12 +52,11 @@ void release_unused_stack() {
 
 }  // namespace
 
-/// The request as httplib reads it, and the way back. Versions of httplib (0.11 to 0.41)
+/// The request's head as httplib reads it, and the way back. Versions of httplib (0.11 to 0.41)
 /// declare different ones of these members, so none says `override`.
 class Exchange::Stream : public httplib::Stream {
  public:
-  explicit Stream(Exchange& exchange)
-      : exchange_(exchange), head_(exchange.connection_.reader.canonical_head()), body_(exchange.connection_.reader.body()) {}
+  explicit Stream(Exchange& exchange) : exchange_(exchange), head_(exchange.connection_.reader.canonical_head()) {}
 
   bool is_readable() const { return true; }
   bool is_writable() const { return !exchange_.gone_; }
@@ -68,11 +67,8 @@ class Exchange::Stream : public httplib::Stream {
   socket_t socket() const { return exchange_.connection_.fd(); }
 
   ssize_t read(char* out, size_t size) {
-    std::string_view& from = head_.empty() ? body_ : head_;
-    const size_t count = from.copy(out, size);
-    from.remove_prefix(count);
-    // The library has a copy now; a stream may last for long.
-    if (head_.empty() && body_.empty()) exchange_.connection_.reader.release_body();
+    const size_t count = head_.copy(out, size);
+    head_.remove_prefix(count);
     return static_cast<ssize_t>(count);
   }
   ssize_t write(const char* data, size_t size) { return exchange_.hold({data, size}) ? static_cast<ssize_t>(size) : -1; }
@@ -88,7 +84,6 @@ class Exchange::Stream : public httplib::Stream {
  private:
   Exchange& exchange_;
   std::string_view head_;
-  std::string_view body_;
 };
 
 Exchange& Exchange::current() { return *current_exchange; }

@@ -81,15 +81,15 @@ httplib::Server::HandlerResponse pre_route(Services& services, const Request& re
 
 void handle_top(const Request&, Response& response) { reply_json(response, "\"EECS Reactive chatterd\""); }
 
-void handle_postchatt(Services& services, const Request& request, Response& response) {
-  const auto chatt = parse_post_request(request.body);
+void handle_postchatt(Services& services, const Request&, Response& response) {
+  const auto chatt = parse_post_request(Exchange::current().take_body());
   if (!chatt.ok()) return reply_error(response, 422, chatt.error().sentence);
   if (auto failure = services.database.post(chatt.value())) return reply_failure(response, *failure);
   reply_json(response, "{}");
 }
 
-void handle_llmprep(Services& services, const Request& request, Response& response) {
-  const auto prep = parse_prep_request(request.body);
+void handle_llmprep(Services& services, const Request&, Response& response) {
+  const auto prep = parse_prep_request(Exchange::current().take_body());
   if (!prep.ok()) return reply_error(response, 422, prep.error().sentence);
   const auto config = services.config.get();
   const Deadline turn_wait = Deadline::after(config->turn_wait);

@@ -175,7 +175,7 @@ RequestReader::State RequestReader::next() {
   searched_ = 0;
   method_.clear();
   path_.clear();
-  release_body();  // it may have been large; an idle connection keeps nothing of it
+  take_body();  // it may have been large; an idle connection keeps nothing of it
   canonical_head_.clear();
   expect_continue_ = length_missing_ = false;
   if (arrived_.empty()) {
@@ -313,6 +313,7 @@ void RequestReader::write_canonical_head(const Head& head) {
   const auto authorizations = head.all("Authorization");
   authorization_ = authorizations.size() == 1 ? authorizations.front() : "";
   canonical_head_ += closes ? "Connection: close\r\n" : "Connection: Keep-Alive\r\n";
+  canonical_head_ += "Content-Length: 0\r\n\r\n";
 }
 
 RequestReader::State RequestReader::read_body() {
@@ -329,7 +330,6 @@ RequestReader::State RequestReader::read_body() {
   if (status == BodyDecoder::Status::malformed) return refuse(400, "The request's chunked body is malformed.");
   arrived_.erase(0, arrived_.size() - input.size());
   if (status == BodyDecoder::Status::more) return state_;
-  canonical_head_.append("Content-Length: ").append(std::to_string(body_.size())).append("\r\n\r\n");
   return state_ = State::complete;
 }
 

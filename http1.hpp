@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace http1 {
@@ -102,11 +103,11 @@ class RequestReader {
   State next();
 
   // Of a complete request:
-  /// The request for cpp-httplib: the request line, those headers that handlers read, Content-Length.
+  /// The request for cpp-httplib: the request line, those headers that it acts on, and no body, which it would keep
+  /// for as long as the answer streams.
   const std::string& canonical_head() const { return canonical_head_; }
   const std::string& body() const { return body_; }
-  /// Frees the body's memory, when it has been passed on.
-  void release_body() { body_ = std::string(); }
+  std::string take_body() { return std::exchange(body_, std::string()); }
   bool length_missing() const { return length_missing_; }  ///< a POST with neither length nor chunks
 
   const std::string& authorization() const { return authorization_; }  ///< the header's value, "" without one

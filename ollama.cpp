@@ -230,7 +230,7 @@ Generation::Event Generation::receive_head(Waiter& waiter, Deadline deadline) {
   ::setsockopt(fd_.get(), IPPROTO_TCP, TCP_QUICKACK, &off, sizeof off);
   body_ = head_.body();
   unread_ = head_.rest();
-  request_body_ = std::string();  // a long history need not stay in memory while the answer streams
+  std::string().swap(request_body_);  // an assignment would keep the memory of a long history while the answer streams
   step_ = Step::body;
   return Event::head;
 }

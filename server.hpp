@@ -58,6 +58,8 @@ class Exchange : public Waiter {
 
   const std::string& id() const { return id_; }
   const std::string& client() const { return connection_.address(); }
+  /// The request's body, once: httplib's Request has none (http1.hpp).
+  std::string take_body() { return connection_.reader.take_body(); }
   const std::string& authorization() const { return connection_.reader.authorization(); }
   /// A POST that had neither a length nor chunks.
   bool length_missing() const { return connection_.reader.length_missing(); }

@@ -1,6 +1,7 @@
 // Limits and the edges of HTTP that the contract's sections 1, 3.15 and 7 imply: slow clients, old clients,
 // clients that send ahead, answers without measure.
 #include "tests/contract_fixture.hpp"
+#include "tests/harness/vitals.hpp"
 
 using namespace contract;
 
@@ -23,6 +24,19 @@ double dribbler_borne_ms(const Endpoint& endpoint, const std::string& start) {
   while (ms_between(before, Clock::now()) < 6000 && connection.send("a") && connection.stays_silent(20)) {
   }
   return ms_between(before, Clock::now());
+}
+
+// A large body, such as a prompt with a photo, and so many clients of a kind that one copy kept for each would show.
+constexpr size_t kLargeBytes = 3'000'000;
+constexpr size_t kClients = 12;
+constexpr size_t kMemoryNoiseKib = 16 * 1024;
+
+// Asserts that chatterd takes no more memory than it did, apart from noise. Sanitizers keep what is freed.
+void check_memory(const World& world, size_t before_kib) {
+  const pid_t pid = world.chatterd->pid();
+  if (has_sanitizer(pid)) return;
+  eventually([&] { return memory_kib(pid) < before_kib + kMemoryNoiseKib; }, 5000);
+  CHECK(memory_kib(pid) < before_kib + kMemoryNoiseKib);
 }
 
 }  // namespace
@@ -81,6 +95,42 @@ TEST_CASE("an idle client's request is answered though its end comes right behin
       if (i == 1) client.half_close();
       CHECK(client.read_response().status() == 200);
     }
+  }
+}
+
+TEST_CASE("while an answer streams nothing of its large request is kept in memory (1.5)", "[limits]") {
+  World world;
+  world.ollama.answer_with(answer_tokens({"ok"}));
+  world.chat(chat_body(fresh_app(), "x"));
+  const size_t before = memory_kib(world.chatterd->pid());
+  Gate gate;
+  world.ollama.answer_with(answer_then_wait({"a"}, gate));
+  const std::string photo = R"(,"photo":")" + std::string(kLargeBytes, 'A') + '"';
+  std::vector<std::unique_ptr<Stream>> streams;
+  for (size_t i = 0; i < kClients; ++i) {
+    streams.push_back(std::make_unique<Stream>(world.endpoint, chat_body(fresh_app(), "x", photo)));
+    streams.back()->events(1);
+  }
+  check_memory(world, before);
+  gate.open();
+  for (const auto& stream : streams) CHECK(stream->rest().back().data == done_line());
+}
+
+TEST_CASE("of an idle client's last request nothing is kept in memory (1.5)", "[limits]") {
+  const World world;
+  check_error(world.post("/postchatt/", "{}"), 422);
+  const size_t before = memory_kib(world.chatterd->pid());
+  const std::string request = bytes_of({"POST", "/postchatt/", R"({"photo":")" + std::string(kLargeBytes, 'A') + "\"}", {}});
+  std::vector<std::unique_ptr<Connection>> clients;
+  for (size_t i = 0; i < kClients; ++i) {
+    clients.push_back(std::make_unique<Connection>(world.endpoint));
+    clients.back()->send(request);
+    check_error(clients.back()->read_response(), 422);
+  }
+  check_memory(world, before);
+  for (const auto& client : clients) {
+    client->send(bytes_of({"GET", "/", "", {}}));
+    CHECK(client->read_response().status() == 200);
   }
 }
 

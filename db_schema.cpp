@@ -16,9 +16,11 @@ constexpr auto kUpgradeMax = std::chrono::minutes(30);
 // Another program's long transaction must not make chatterd, and everyone behind it, wait for ever.
 constexpr const char* kLockTimeout = "SET lock_timeout = '5s'; ";
 
+// to_regclass() also sees a table that was made after the query began, which pg_class and pg_attribute don't show yet:
+// for this query there is none, or else it would be one without columns.
 constexpr const char* kLook = R"sql(
   SELECT current_user, current_database(), coalesce(current_schema(), 'public'),
-         to_regclass('chatts') IS NOT NULL,
+         EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('chatts')),
          has_schema_privilege(coalesce(current_schema(), 'public'), 'CREATE'),
          coalesce((SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = to_regclass('chatts')), ''),
          coalesce((SELECT pg_has_role(current_user, relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass('chatts')), false),

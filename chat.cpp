@@ -10,7 +10,6 @@
 #include "sse.hpp"
 #include "text.hpp"
 
-using httplib::Request;
 using httplib::Response;
 using metrics::OllamaError;
 
@@ -205,7 +204,7 @@ class ChatTurn {
 
 }  // namespace
 
-void handle_llmchat(Services& services, const Request&, Response& response) {
+void handle_llmchat(Services& services, Response& response) {
   Exchange& exchange = Exchange::current();
   const auto chat = parse_chat_request(exchange.take_body());
   if (!chat.ok()) return reply_error(response, 422, chat.error().sentence);
@@ -248,7 +247,7 @@ void handle_llmchat(Services& services, const Request&, Response& response) {
   stream_response(response, "text/event-stream", [chat_turn](const SendPiece& send) { return chat_turn->run(send); });
 }
 
-void handle_llmprompt(Services& services, const Request&, Response& response) {
+void handle_llmprompt(Services& services, Response& response) {
   auto slot = take_slot(services, response);
   if (!slot) return;
   Exchange& exchange = Exchange::current();

@@ -3,5 +3,5 @@
 
 #include "handlers.hpp"
 
-void handle_llmchat(Services& services, const httplib::Request& request, httplib::Response& response);
-void handle_llmprompt(Services& services, const httplib::Request& request, httplib::Response& response);
+void handle_llmchat(Services& services, httplib::Response& response);
+void handle_llmprompt(Services& services, httplib::Response& response);

@@ -81,14 +81,14 @@ httplib::Server::HandlerResponse pre_route(Services& services, const Request& re
 
 void handle_top(const Request&, Response& response) { reply_json(response, "\"EECS Reactive chatterd\""); }
 
-void handle_postchatt(Services& services, const Request&, Response& response) {
+void handle_postchatt(Services& services, Response& response) {
   const auto chatt = parse_post_request(Exchange::current().take_body());
   if (!chatt.ok()) return reply_error(response, 422, chatt.error().sentence);
   if (auto failure = services.database.post(chatt.value())) return reply_failure(response, *failure);
   reply_json(response, "{}");
 }
 
-void handle_llmprep(Services& services, const Request&, Response& response) {
+void handle_llmprep(Services& services, Response& response) {
   const auto prep = parse_prep_request(Exchange::current().take_body());
   if (!prep.ok()) return reply_error(response, 422, prep.error().sentence);
   const auto config = services.config.get();
@@ -171,7 +171,7 @@ class PublicChatts {
   std::future<Result<Rows, DbFailure>> next_page_;  // the last member: goes, and so ends, first
 };
 
-void handle_getchatts(Services& services, const Request&, Response& response) {
+void handle_getchatts(Services& services, Response& response) {
   auto first = services.database.public_page(PageEnd{}, kPageRows);
   if (!first.ok()) return reply_failure(response, first.error());
   auto chatts = std::make_shared<PublicChatts>(services.database, std::move(first.value()));
@@ -227,7 +227,7 @@ void register_routes(Server& server, Services& services) {
     if (response.body.empty() && !Exchange::current().streaming()) reply_error(response, response.status, "The request is malformed.");
   });
   const auto with = [&services](auto handler) {
-    return [&services, handler](const Request& request, Response& response) { handler(services, request, response); };
+    return [&services, handler](const Request&, Response& response) { handler(services, response); };
   };
   server.Get("/", handle_top);
   server.answer_at_once("/");

@@ -68,7 +68,6 @@ void Generation::aim_at(size_t upstream) {
     request_head_ += "Content-Type: application/json\r\nContent-Length: " + std::to_string(request_body_.size()) + "\r\n";
   }
   request_head_ += "\r\n";
-  unsent_ = request_head_.size() + request_body_.size();
   reused_ = false;
   may_reuse_ = true;
   connect_deadline_.reset();
@@ -136,6 +135,7 @@ Generation::Event Generation::read_head(Waiter& waiter, Deadline deadline) {
 
 // Takes an idle connection, or begins to connect to the next of the name's IP addresses.
 Generation::Event Generation::connect_next() {
+  unsent_ = request_head_.size() + request_body_.size();
   if (!connect_deadline_) {
     if (UniqueFd idle = may_reuse_ ? ollama_.take_idle(*upstream_) : UniqueFd()) {
       fd_ = std::move(idle);
@@ -240,7 +240,6 @@ Generation::Event Generation::receive_head(Waiter& waiter, Deadline deadline) {
 bool Generation::try_again() {
   if (!std::exchange(reused_, false)) return false;
   fd_.reset();
-  unsent_ = request_head_.size() + request_body_.size();
   may_reuse_ = false;
   step_ = Step::connect;
   return true;

@@ -42,9 +42,6 @@ std::string reload(const Chatterd& chatterd) {
 
 bool has(const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; }
 
-// Of a process under load, under ThreadSanitizer too.
-constexpr size_t kMemoryNoiseKib = 16 * 1024;
-
 // A pair of certificate and key as texts.
 struct Pem {
   std::string cert, key;

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sys/epoll.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <span>
@@ -20,6 +21,10 @@ constexpr size_t kBlockStreams = 64;
 constexpr auto kExpressWindow = milliseconds(50);
 constexpr double kExpressBusyMax = 0.8;
 constexpr auto kExpressRest = std::chrono::seconds(1);
+// From so many lines a second on they come faster than the express thread could sleep and wake up between them: it lets
+// those of a moment come together instead, and so spares itself, and those who write and read them, a wake-up for each.
+constexpr double kGatherFrom = 12'500;
+constexpr auto kGather = std::chrono::microseconds(250);
 // A stream hurries after so many pieces in a row that were of several lines, or so soon after the last: a few lines
 // that come together are no hurry yet.
 constexpr int kHurriedPieces = 4;
@@ -84,13 +89,15 @@ class Pump::Loop {
   void run();
   void handle(const Stream::Watched& watched, Clock::time_point woken_at);
   void end_all(Wake why, bool also_of_others);
-  void note_busy(Clock::time_point from);
+  void note_round(Clock::time_point began, int events);
 
   Pump& pump_;
   const bool express_;
   // Of the express thread, used by it alone:
   Clock::time_point window_began_ = Clock::now();
   Clock::duration busy_{};
+  int events_ = 0;  // of the window
+  bool gathers_ = false;
   std::atomic<Clock::time_point> rests_until_{Clock::time_point::min()};
   UniqueFd epoll_;
   Pulse pulse_;
@@ -125,21 +132,26 @@ void Pump::Loop::run() {
         handle(*static_cast<const Stream::Watched*>(who), woken_at);
       }
     }
-    if (express_) note_busy(woken_at);
+    if (express_) note_round(woken_at, count);
+    if (gathers_) std::this_thread::sleep_for(kGather);
   }
 }
 
-void Pump::Loop::note_busy(Clock::time_point from) {
+// Of the express thread, after each round of events: whether it is too busy, or so busy that lines are to gather.
+void Pump::Loop::note_round(Clock::time_point began, int events) {
   const auto now = Clock::now();
-  busy_ += now - from;
+  busy_ += now - began;
+  events_ += std::max(0, events);
   const auto window = now - window_began_;
   if (window < kExpressWindow) return;
   if (busy_ > window * kExpressBusyMax) {
     rests_until_ = now + kExpressRest;
     end_all(Wake::ready, false);
   }
+  gathers_ = events_ > kGatherFrom * std::chrono::duration<double>(window).count();
   window_began_ = now;
   busy_ = {};
+  events_ = 0;
 }
 
 void Pump::Loop::handle(const Stream::Watched& watched, Clock::time_point woken_at) {

@@ -19,67 +19,7 @@ constexpr size_t kPageRows = 1000;
 // What is sent at once, but for one large chatt.
 constexpr size_t kPieceBytes = 256 * 1024;
 
-struct Route {
-  metrics::Route name;  // its path has one trailing slash; it matches without it too
-  std::string_view allow;
-
-  std::string_view path() const { return metrics::kRoutes[static_cast<size_t>(name)]; }
-};
-
-constexpr Route kRoutes[] = {
-    {metrics::Route::top, "GET, HEAD, OPTIONS"},       {metrics::Route::llmprompt, "POST, OPTIONS"},
-    {metrics::Route::getchatts, "GET, HEAD, OPTIONS"}, {metrics::Route::postchatt, "POST, OPTIONS"},
-    {metrics::Route::llmchat, "POST, OPTIONS"},        {metrics::Route::llmprep, "POST, OPTIONS"},
-};
-
-const Route* find_route(std::string_view path) {
-  for (const Route& route : kRoutes) {
-    if (path == route.path() || path == route.path().substr(0, route.path().size() - 1)) return &route;
-  }
-  return nullptr;
-}
-
-bool allows(const Route& route, std::string_view method) {
-  std::string_view rest = route.allow;
-  while (!rest.empty()) {
-    const size_t comma = std::min(rest.find(", "), rest.size());
-    if (rest.substr(0, comma) == method) return true;
-    rest.remove_prefix(std::min(comma + 2, rest.size()));
-  }
-  return false;
-}
-
-// Answers what no handler should see.
-httplib::Server::HandlerResponse pre_route(Services& services, const Request& request, Response& response) {
-  using Outcome = httplib::Server::HandlerResponse;
-  const Route* route = find_route(request.path);
-  Exchange& exchange = Exchange::current();
-  if (route != nullptr) exchange.route = route->name;
-  const bool open_to_all = route == &kRoutes[0] && (request.method == "GET" || request.method == "HEAD");
-  if (const auto seconds = services.rate.refuse(client_of(exchange.client()))) {
-    exchange.refused_by(metrics::Limit::rate);
-    reply_error(response, 429, "Too many requests from this address: slow down.");
-    response.set_header("Retry-After", std::to_string(*seconds));
-  } else if (!open_to_all && !services.api_keys.allow(exchange.authorization())) {
-    reply_error(response, 401, "This server needs an API key: send the header Authorization: Bearer KEY.");
-    response.set_header("WWW-Authenticate", "Bearer");
-  } else if (route == nullptr) {
-    reply_error(response, 404, "There is nothing at this path.");
-  } else if (request.method == "OPTIONS") {
-    response.status = 204;
-    response.set_header("Allow", std::string(route->allow));
-  } else if (!allows(*route, request.method)) {
-    reply_error(response, 405, "This path does not take this method.");
-    response.set_header("Allow", std::string(route->allow));
-  } else if (exchange.length_missing()) {
-    reply_error(response, 411, "The request has neither a Content-Length nor chunks.");
-  } else {
-    return Outcome::Unhandled;
-  }
-  return Outcome::Handled;
-}
-
-void handle_top(const Request&, Response& response) { reply_json(response, "\"EECS Reactive chatterd\""); }
+void handle_top(Services&, Response& response) { reply_json(response, "\"EECS Reactive chatterd\""); }
 
 void handle_postchatt(Services& services, Response& response) {
   const auto chatt = parse_post_request(Exchange::current().take_body());
@@ -189,6 +129,70 @@ void handle_getchatts(Services& services, Response& response) {
   });
 }
 
+struct Route {
+  metrics::Route name;  // its path has one trailing slash; it matches without it too
+  std::string_view allow;
+  void (*handle)(Services& services, Response& response);
+
+  std::string_view path() const { return metrics::kRoutes[static_cast<size_t>(name)]; }
+};
+
+constexpr std::string_view kGet = "GET, HEAD, OPTIONS";
+constexpr std::string_view kPost = "POST, OPTIONS";
+constexpr Route kRoutes[] = {
+    {metrics::Route::top, kGet, handle_top},
+    {metrics::Route::llmprompt, kPost, handle_llmprompt},
+    {metrics::Route::getchatts, kGet, handle_getchatts},
+    {metrics::Route::postchatt, kPost, handle_postchatt},
+    {metrics::Route::llmchat, kPost, handle_llmchat},
+    {metrics::Route::llmprep, kPost, handle_llmprep},
+};
+
+const Route* find_route(std::string_view path) {
+  for (const Route& route : kRoutes) {
+    if (path == route.path() || path == route.path().substr(0, route.path().size() - 1)) return &route;
+  }
+  return nullptr;
+}
+
+bool allows(const Route& route, std::string_view method) {
+  std::string_view rest = route.allow;
+  while (!rest.empty()) {
+    const size_t comma = std::min(rest.find(", "), rest.size());
+    if (rest.substr(0, comma) == method) return true;
+    rest.remove_prefix(std::min(comma + 2, rest.size()));
+  }
+  return false;
+}
+
+// Answers a request, by its route's handler or with what no handler should see.
+void answer(Services& services, const Request& request, Response& response) {
+  const Route* route = find_route(request.path);
+  Exchange& exchange = Exchange::current();
+  if (route != nullptr) exchange.route = route->name;
+  const bool open_to_all = route != nullptr && route->name == metrics::Route::top && (request.method == "GET" || request.method == "HEAD");
+  if (const auto seconds = services.rate.refuse(client_of(exchange.client()))) {
+    exchange.refused_by(metrics::Limit::rate);
+    reply_error(response, 429, "Too many requests from this address: slow down.");
+    response.set_header("Retry-After", std::to_string(*seconds));
+  } else if (!open_to_all && !services.api_keys.allow(exchange.authorization())) {
+    reply_error(response, 401, "This server needs an API key: send the header Authorization: Bearer KEY.");
+    response.set_header("WWW-Authenticate", "Bearer");
+  } else if (route == nullptr) {
+    reply_error(response, 404, "There is nothing at this path.");
+  } else if (request.method == "OPTIONS") {
+    response.status = 204;
+    response.set_header("Allow", std::string(route->allow));
+  } else if (!allows(*route, request.method)) {
+    reply_error(response, 405, "This path does not take this method.");
+    response.set_header("Allow", std::string(route->allow));
+  } else if (exchange.length_missing()) {
+    reply_error(response, 411, "The request has neither a Content-Length nor chunks.");
+  } else {
+    route->handle(services, response);
+  }
+}
+
 }  // namespace
 
 void reply_no_turn(Services& services, Response& response) {
@@ -217,7 +221,12 @@ std::optional<StreamSlots::Slot> take_slot(Services& services, Response& respons
 }
 
 void register_routes(Server& server, Services& services) {
-  server.set_pre_routing_handler([&services](const Request& request, Response& response) { return pre_route(services, request, response); });
+  // Before httplib's own routing, which would try the paths one by one as regular expressions and read a body that is
+  // not there.
+  server.set_pre_routing_handler([&services](const Request& request, Response& response) {
+    answer(services, request, response);
+    return httplib::Server::HandlerResponse::Handled;
+  });
   server.set_exception_handler([](const Request&, Response& response, std::exception_ptr) {
     Exchange::current().reason = "internal error";
     reply_error(response, 500, "The server failed on this request.");
@@ -226,14 +235,5 @@ void register_routes(Server& server, Services& services) {
   server.set_error_handler([](const Request&, Response& response) {
     if (response.body.empty() && !Exchange::current().streaming()) reply_error(response, response.status, "The request is malformed.");
   });
-  const auto with = [&services](auto handler) {
-    return [&services, handler](const Request&, Response& response) { handler(services, response); };
-  };
-  server.Get("/", handle_top);
   server.answer_at_once("/");
-  server.Get("/getchatts/?", with(handle_getchatts));
-  server.Post("/postchatt/?", with(handle_postchatt));
-  server.Post("/llmprep/?", with(handle_llmprep));
-  server.Post("/llmchat/?", with(handle_llmchat));
-  server.Post("/llmprompt/?", with(handle_llmprompt));
 }

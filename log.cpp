@@ -4,11 +4,11 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <ctime>
 
 #include "text.hpp"
 
@@ -37,16 +37,10 @@ bool stderr_is_journal() {
 }
 
 void append_time(std::string& out) {
-  const auto now = std::chrono::system_clock::now().time_since_epoch();
-  const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(now).count();
-  const std::time_t seconds = static_cast<std::time_t>(ms / 1000);
-  std::tm parts{};
-  gmtime_r(&seconds, &parts);
-  char text[40];
-  const size_t length = std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%S", &parts);
-  out.append(text, length);
-  std::snprintf(text, sizeof text, ".%03dZ", static_cast<int>(ms % 1000));
-  out += text;
+  using namespace std::chrono;
+  const auto since_2000 = system_clock::now() - sys_days(year(2000) / January / 1);
+  const std::string time = format_timestamp(duration_cast<microseconds>(since_2000).count());
+  out.append(time, 0, time.find('.') + 4) += 'Z';  // milliseconds will do
 }
 
 bool is_plain(std::string_view value) {
@@ -147,8 +141,9 @@ LogLine& LogLine::add(std::string_view key, double value) {
   if (!wanted_) return *this;
   add_key(key);
   char text[64];
-  std::snprintf(text, sizeof text, "%.1f", value);
-  line_ += std::isfinite(value) ? text : "null";  // JSON has no other word for what is no number
+  const auto [end, error] = std::to_chars(text, text + sizeof text, value, std::chars_format::fixed, 1);
+  // JSON has no other word for what is no number.
+  line_ += std::isfinite(value) && error == std::errc() ? std::string_view(text, end) : "null";
   return *this;
 }
 

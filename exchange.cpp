@@ -88,7 +88,10 @@ class Exchange::Stream : public httplib::Stream {
 
 Exchange& Exchange::current() { return *current_exchange; }
 
-Exchange::Exchange(Server& server, Connection& connection) : server_(server), connection_(connection), id_(make_uuid()) { current_exchange = this; }
+Exchange::Exchange(Server& server, Connection& connection)
+    : server_(server), connection_(connection), keeps_connection_(!server.draining_ && !connection.reader.closes()), id_(make_uuid()) {
+  current_exchange = this;
+}
 
 Exchange::~Exchange() { current_exchange = nullptr; }
 
@@ -230,10 +233,9 @@ void Exchange::finish() const {
 bool Server::answer(Connection& connection) {
   Exchange exchange(*this, connection);
   Exchange::Stream stream(exchange);
-  bool connection_closed = false;
   bool answered = false;
   try {
-    answered = process(stream, connection.address(), connection_closed);
+    answered = process(stream, connection.address());
   } catch (const std::exception&) {
     // Handlers' exceptions are httplib's; this one came from httplib itself, in the midst of an answer.
     exchange.reason = "internal error";
@@ -241,7 +243,7 @@ bool Server::answer(Connection& connection) {
   const bool sent = exchange.flush();
   if (!sent && exchange.reason.empty()) exchange.note_client_left();
   exchange.finish();
-  if (answered && sent && !connection_closed && !draining_) return true;
+  if (answered && sent && exchange.keeps_connection_ && !draining_) return true;
   if (sent) connection.finish_writing();
   return false;
 }
@@ -257,9 +259,8 @@ bool Server::answers_itself() {
   connection.reader.feed("GET / HTTP/1.1\r\nHost: self-check\r\nConnection: close\r\n\r\n");
   Exchange exchange(*this, connection);
   Exchange::Stream stream(exchange);
-  bool connection_closed = false;
   try {
-    process(stream, connection.address(), connection_closed);
+    process(stream, connection.address());
   } catch (const std::exception&) {
     return false;
   }
@@ -286,8 +287,11 @@ bool call_process_request(S& server, auto call_new, auto call_old) {
 
 }  // namespace
 
-bool Server::process(Exchange::Stream& stream, const std::string& address, bool& connection_closed) {
-  const bool close = draining_;
+// To httplib each request is its connection's last: what it would say of one that it keeps takes it more time than
+// all other headers, and is not what holds here.
+bool Server::process(Exchange::Stream& stream, const std::string& address) {
+  constexpr bool close = true;
+  bool connection_closed = false;
   const std::function<void(httplib::Request&)> no_setup;
   return call_process_request(
       *this,

@@ -307,12 +307,11 @@ void RequestReader::write_canonical_head(const Head& head) {
   static constexpr std::string_view kKnown[] = {"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH"};
   const bool known = std::find(std::begin(kKnown), std::end(kKnown), method_) != std::end(kKnown);
   // Of HTTP/1.0, which knows no chunks, every connection ends with its answer.
-  const bool closes = version_1_0_ || lists(head, "Connection", "close");
+  closes_ = version_1_0_ || lists(head, "Connection", "close");
   canonical_head_.assign(known ? method_ : "PATCH").append(" ").append(target_);
   canonical_head_ += version_1_0_ ? " HTTP/1.0\r\n" : " HTTP/1.1\r\n";
   const auto authorizations = head.all("Authorization");
   authorization_ = authorizations.size() == 1 ? authorizations.front() : "";
-  canonical_head_ += closes ? "Connection: close\r\n" : "Connection: Keep-Alive\r\n";
   canonical_head_ += "Content-Length: 0\r\n\r\n";
 }
 

@@ -103,12 +103,12 @@ class RequestReader {
   State next();
 
   // Of a complete request:
-  /// The request for cpp-httplib: the request line, those headers that it acts on, and no body, which it would keep
-  /// for as long as the answer streams.
+  /// The request for cpp-httplib: the request line, and no body, which it would keep for as long as the answer streams.
   const std::string& canonical_head() const { return canonical_head_; }
   const std::string& body() const { return body_; }
   std::string take_body() { return std::exchange(body_, std::string()); }
   bool length_missing() const { return length_missing_; }  ///< a POST with neither length nor chunks
+  bool closes() const { return closes_; }                  ///< the connection ends with its answer
 
   const std::string& authorization() const { return authorization_; }  ///< the header's value, "" without one
 
@@ -138,6 +138,7 @@ class RequestReader {
   bool version_1_0_ = false;
   bool expect_continue_ = false;
   bool length_missing_ = false;
+  bool closes_ = false;
   std::string canonical_head_;
   std::string body_;
   Refusal refusal_{400, ""};

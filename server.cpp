@@ -49,8 +49,9 @@ Server::Server(Settings settings, SslContext tls)
     Exchange& exchange = Exchange::current();
     exchange.status = response.status;
     response.set_header("X-Request-Id", exchange.id());
-    // httplib's own says what holds for connections that it keeps.
-    if (response.headers.erase("Keep-Alive") != 0) {
+    // httplib says that the connection closes (exchange.cpp, process()).
+    if (exchange.keeps_connection_) {
+      response.headers.erase("Connection");
       const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(exchange.connection_.limits().idle_timeout).count();
       response.set_header("Keep-Alive", "timeout=" + std::to_string(seconds) + ", max=" + std::to_string(kKeepAliveRequests));
     }

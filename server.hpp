@@ -92,6 +92,7 @@ class Exchange : public Waiter {
 
   Server& server_;
   Connection& connection_;
+  const bool keeps_connection_;  // for a next request, as far as the answer can say
   const std::string id_;
   const Clock::time_point began_ = Clock::now();
   Clock::time_point asked_ = began_;
@@ -207,7 +208,7 @@ class Server : public httplib::Server {
   void linger(Held connection);
   void park(Held connection, std::uint32_t events);
   Held take(Connection* connection);
-  bool process(Exchange::Stream& stream, const std::string& address, bool& connection_closed);
+  bool process(Exchange::Stream& stream, const std::string& address);
   bool answers_itself();
 
   const std::string host_;

@@ -51,7 +51,8 @@ TEST_CASE("a request is the same however its bytes arrive", "[http1]") {
   CHECK(reader.body() == "abc0123456789");
   CHECK(reader.method() == "POST");
   CHECK(reader.path() == "/llmchat/");
-  CHECK(reader.canonical_head() == "POST /llmchat/?q=1 HTTP/1.1\r\nConnection: Keep-Alive\r\nContent-Length: 0\r\n\r\n");
+  CHECK(reader.canonical_head() == "POST /llmchat/?q=1 HTTP/1.1\r\nContent-Length: 0\r\n\r\n");
+  CHECK_FALSE(reader.closes());
 }
 
 TEST_CASE("requests that follow one another are read one by one", "[http1]") {
@@ -61,14 +62,15 @@ TEST_CASE("requests that follow one another are read one by one", "[http1]") {
   CHECK(reader.next() == State::complete);
   CHECK(reader.body().empty());
   CHECK(reader.method() == "GET");
-  CHECK(reader.canonical_head() == "GET / HTTP/1.1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+  CHECK(reader.canonical_head() == "GET / HTTP/1.1\r\nContent-Length: 0\r\n\r\n");
+  CHECK(reader.closes());
   CHECK(reader.next() == State::head);
   CHECK_FALSE(reader.empty());
 }
 
 TEST_CASE("only what handlers read reaches the library: no Range, no Content-Type, no Accept", "[http1]") {
   const auto reader = read("GET / HTTP/1.1\r\nRange: bytes=0-1\r\nAccept: ;;;\r\nContent-Type: x\r\nREMOTE_ADDR: 1\r\n\r\n");
-  CHECK(reader.canonical_head() == "GET / HTTP/1.1\r\nConnection: Keep-Alive\r\nContent-Length: 0\r\n\r\n");
+  CHECK(reader.canonical_head() == "GET / HTTP/1.1\r\nContent-Length: 0\r\n\r\n");
 }
 
 TEST_CASE("ambiguous or malformed framing is refused (1.3)", "[http1]") {

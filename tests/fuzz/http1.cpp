@@ -50,10 +50,8 @@ Request check_request(const RequestReader& reader, std::size_t body_bytes_max) {
   expect(lines.has_value(), "the canonical head is a head");
   const std::string_view line = lines->start_line;
   expect(!has_control_byte(line) && std::count(line.begin(), line.end(), ' ') == 2, "the canonical request line has three words and no control byte");
-  expect(lines->headers.size() == 2, "the canonical head has two headers");
-  const auto connection = lines->all("Connection");
-  expect(connection.size() == 1 && (connection[0] == "close" || connection[0] == "Keep-Alive"), "the first says what becomes of the connection");
-  expect(lines->all("Content-Length") == std::vector<std::string_view>{"0"}, "the second says that there is no body");
+  expect(lines->headers.size() == 1 && lines->all("Content-Length") == std::vector<std::string_view>{"0"},
+         "the canonical head has one header, which says that there is no body");
   expect(line.substr(line.find(' ') + 1).starts_with(reader.path()) && reader.path().starts_with('/'), "the path is the target's");
   expect(!reader.length_missing() || body.empty(), "without a length there is no body");
   expect(!has_control_byte(reader.method()) && !has_control_byte(reader.path()), "method and path hold no control byte");

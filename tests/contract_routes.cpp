@@ -209,6 +209,26 @@ TEST_CASE("connections are kept and answer one request after another (1)", "[rou
   CHECK(connection.read_response().body == "{}");
 }
 
+TEST_CASE("an answer says whether its connection is kept, and so it is (1)", "[routes]") {
+  const Shared world;
+  for (const Request& request : {Request{"GET", "/", "", {}}, Request{"POST", "/llmchat/", chat_body("kept", "x"), {}}, Request{"GET", "/nothing", "", {}}}) {
+    INFO(request.path);
+    Connection connection(world->endpoint);
+    connection.send(bytes_of(request));
+    const Response kept = connection.read_response();
+    CHECK(kept.head.header("Keep-Alive").rfind("timeout=60,", 0) == 0);
+    CHECK(kept.head.header("Connection").empty());
+    Request last = request;
+    last.headers.push_back({"Connection", "close"});
+    connection.send(bytes_of(last));
+    const Response closed = connection.read_response();
+    CHECK(closed.status() == kept.status());
+    CHECK(closed.head.header("Keep-Alive").empty());
+    CHECK(closed.head.header("Connection") == "close");
+    CHECK_FALSE(connection.read_raw());
+  }
+}
+
 TEST_CASE("a request that comes byte by byte is understood (1)", "[routes]") {
   const Shared world;
   Connection connection(world->endpoint);

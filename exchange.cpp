@@ -287,8 +287,8 @@ bool call_process_request(S& server, auto call_new, auto call_old) {
 
 }  // namespace
 
-// To httplib each request is its connection's last: what it would say of one that it keeps takes it more time than
-// all other headers, and is not what holds here.
+// To httplib each request is its connection's last: of one that it keeps it would say what does not hold here, and by
+// a string stream, a fiftieth of a short turn's work.
 bool Server::process(Exchange::Stream& stream, const std::string& address) {
   constexpr bool close = true;
   bool connection_closed = false;

@@ -58,7 +58,6 @@ class BodyDecoder {
 
   /// Whether the end of the connection is this body's proper end.
   bool ends_at_close() const { return framing_ == Framing::until_close; }
-  bool done() const { return framing_ == Framing::length ? left_ == 0 : state_ == State::finished; }
 
  private:
   enum class Framing { length, chunked, until_close };

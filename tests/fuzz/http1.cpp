@@ -32,6 +32,7 @@ struct Request {
   std::string method, path, head, body, authorization;
   bool length_missing = false;
   bool version_1_0 = false;
+  bool closes = false;
   friend bool operator==(const Request&, const Request&) = default;
 };
 
@@ -54,8 +55,9 @@ Request check_request(const RequestReader& reader, std::size_t body_bytes_max) {
          "the canonical head has one header, which says that there is no body");
   expect(line.substr(line.find(' ') + 1).starts_with(reader.path()) && reader.path().starts_with('/'), "the path is the target's");
   expect(!reader.length_missing() || body.empty(), "without a length there is no body");
+  expect(reader.closes() || !reader.version_1_0(), "HTTP/1.0 ends its connection");
   expect(!has_control_byte(reader.method()) && !has_control_byte(reader.path()), "method and path hold no control byte");
-  return {reader.method(), reader.path(), head, body, reader.authorization(), reader.length_missing(), reader.version_1_0()};
+  return {reader.method(), reader.path(), head, body, reader.authorization(), reader.length_missing(), reader.version_1_0(), reader.closes()};
 }
 
 // Takes what is complete; the rest stays in the reader.

@@ -88,10 +88,7 @@ class Exchange::Stream : public httplib::Stream {
 
 Exchange& Exchange::current() { return *current_exchange; }
 
-Exchange::Exchange(Server& server, Connection& connection)
-    : server_(server), connection_(connection), keeps_connection_(!server.draining_ && !connection.reader.closes()), id_(make_uuid()) {
-  current_exchange = this;
-}
+Exchange::Exchange(Server& server, Connection& connection) : server_(server), connection_(connection), id_(make_uuid()) { current_exchange = this; }
 
 Exchange::~Exchange() { current_exchange = nullptr; }
 
@@ -175,6 +172,8 @@ bool Exchange::client_left() {
   return ::poll(&watched, 1, 0) > 0;
 }
 
+bool Exchange::keeps_connection() const { return !connection_.reader.closes() && !server_.draining_; }
+
 bool Exchange::hold(std::string_view data) {
   if (gone_) return false;
   held_ += data;
@@ -243,7 +242,7 @@ bool Server::answer(Connection& connection) {
   const bool sent = exchange.flush();
   if (!sent && exchange.reason.empty()) exchange.note_client_left();
   exchange.finish();
-  if (answered && sent && exchange.keeps_connection_ && !draining_) return true;
+  if (answered && sent && exchange.keeps_connection()) return true;
   if (sent) connection.finish_writing();
   return false;
 }

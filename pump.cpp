@@ -3,7 +3,6 @@
 #include <pthread.h>
 #include <sys/epoll.h>
 
-#include <algorithm>
 #include <array>
 #include <atomic>
 #include <span>
@@ -21,8 +20,9 @@ constexpr size_t kBlockStreams = 64;
 constexpr auto kExpressWindow = milliseconds(50);
 constexpr double kExpressBusyMax = 0.8;
 constexpr auto kExpressRest = std::chrono::seconds(1);
-// From so many lines a second on they come faster than the express thread could sleep and wake up between them: it lets
-// those of a moment come together instead, and so spares itself, and those who write and read them, a wake-up for each.
+// With so many lines a second a wake-up for each, of the express thread and of those who write and read them, is a large
+// part of all work: it lets those of a moment come together instead. Fewer would gain as much, but each would take a
+// multiple of its time; so many take longer than that anyway where all programs share a machine (docs/performance.md).
 constexpr double kGatherFrom = 12'500;
 constexpr auto kGather = std::chrono::microseconds(250);
 // A stream hurries after so many pieces in a row that were of several lines, or so soon after the last: a few lines
@@ -132,7 +132,8 @@ void Pump::Loop::run() {
         handle(*static_cast<const Stream::Watched*>(who), woken_at);
       }
     }
-    if (express_) note_round(woken_at, count);
+    if (!express_) continue;
+    note_round(woken_at, count);
     if (gathers_) std::this_thread::sleep_for(kGather);
   }
 }
@@ -141,7 +142,7 @@ void Pump::Loop::run() {
 void Pump::Loop::note_round(Clock::time_point began, int events) {
   const auto now = Clock::now();
   busy_ += now - began;
-  events_ += std::max(0, events);
+  events_ += events;
   const auto window = now - window_began_;
   if (window < kExpressWindow) return;
   if (busy_ > window * kExpressBusyMax) {

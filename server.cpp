@@ -50,7 +50,7 @@ Server::Server(Settings settings, SslContext tls)
     exchange.status = response.status;
     response.set_header("X-Request-Id", exchange.id());
     // httplib says that the connection closes (exchange.cpp, process()).
-    if (exchange.keeps_connection_) {
+    if (exchange.keeps_connection()) {
       response.headers.erase("Connection");
       const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(exchange.connection_.limits().idle_timeout).count();
       response.set_header("Keep-Alive", "timeout=" + std::to_string(seconds) + ", max=" + std::to_string(kKeepAliveRequests));

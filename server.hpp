@@ -86,13 +86,14 @@ class Exchange : public Waiter {
   Exchange(Server& server, Connection& connection);
   ~Exchange() override;
   bool hold(std::string_view data);
+  // For a next request, as far as can be said now.
+  bool keeps_connection() const;
   void finish() const;
   bool failed() const;
   Wake carry_hurried(int fd, Deadline deadline, const std::function<Step()>& step);
 
   Server& server_;
   Connection& connection_;
-  const bool keeps_connection_;  // for a next request, as far as the answer can say
   const std::string id_;
   const Clock::time_point began_ = Clock::now();
   Clock::time_point asked_ = began_;

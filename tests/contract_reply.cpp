@@ -178,6 +178,27 @@ TEST_CASE("SIGTERM lets a stream that ends within --drain come to its end (3.11)
   CHECK(joined(world.database.conversation("app")) == "user:x|assistant:first");
 }
 
+TEST_CASE("an answer that begins after SIGTERM says that its connection closes (3.11)", "[reply]") {
+  World world({{"--drain", "10"}});
+  const Gate loaded;
+  world.ollama.answer_with([loaded](Conn& conn) {
+    conn.wait(loaded);
+    answer_tokens({"late"})(conn);
+  });
+  Connection connection(world.endpoint);
+  connection.send(bytes_of({"POST", "/llmchat/", chat_body("app", "mark-late"), {}}));
+  world.ollama.wait_for_request("mark-late");
+  world.chatterd->signal(SIGTERM);
+  REQUIRE(eventually([&] { return !try_connect("127.0.0.1", world.endpoint.port, Deadline(500)).is_open(); }));
+  loaded.open();
+  const Response response = connection.read_response();
+  INFO(response.text());
+  CHECK(response.head.header("Connection") == "close");
+  CHECK(response.head.header("Keep-Alive").empty());
+  CHECK(parse_sse(response.body).size() == 2);
+  world.stop();
+}
+
 TEST_CASE("a database that is away when the stream ends gets the reply once it is back (3.11)", "[reply]") {
   World world({{"--store-retry", "20"}, {}, true, true});
   world.expect_errors();

@@ -211,7 +211,7 @@ TEST_CASE("connections are kept and answer one request after another (1)", "[rou
 
 TEST_CASE("an answer says whether its connection is kept, and so it is (1)", "[routes]") {
   const Shared world;
-  for (const Request& request : {Request{"GET", "/", "", {}}, Request{"POST", "/llmchat/", chat_body("kept", "x"), {}}, Request{"GET", "/nothing", "", {}}}) {
+  for (const Request& request : {Request{"GET", "/", "", {}}, Request{"POST", "/llmchat/", chat_body(fresh_app(), "x"), {}}, Request{"GET", "/nothing", "", {}}}) {
     INFO(request.path);
     Connection connection(world->endpoint);
     connection.send(bytes_of(request));

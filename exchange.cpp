@@ -16,8 +16,13 @@ thread_local Exchange* current_exchange = nullptr;
 
 // What httplib writes in small pieces is sent at the latest when it has come to this.
 constexpr size_t kHeldBytesMax = 16 * 1024;
-// So many lines one by one, with kReadingGap before each, and an answer is lent to the pump.
+// So many lines one by one, with kReadingGap before each, and an answer is lent to the pump; or after so long without
+// any, for its next line too should not have to wait for this thread to get a processor.
 constexpr int kReadingLines = 2;
+constexpr auto kSilence = milliseconds(10);
+// The processor that has sent a piece is left to who reads it, so that a client on this machine has its first token
+// before this thread is busy with what Ollama has written meanwhile.
+constexpr auto kPause = std::chrono::microseconds(100);
 // When more answers hurry than there are processors, lines of each gather for this long after so many pieces: its turn
 // comes late anyway, and a line that comes with others costs a third.
 constexpr auto kGather = milliseconds(1);
@@ -138,10 +143,14 @@ Wake Exchange::carry(int fd, Deadline deadline, const std::function<Step()>& ste
 Wake Exchange::carry_hurried(int fd, Deadline deadline, const std::function<Step()>& step) {
   static const size_t processors = std::thread::hardware_concurrency();
   std::optional<Counted> counted;
+  std::this_thread::sleep_for(kPause);
   auto last_piece_at = Clock::now();
   int slow_lines = 0;
   for (int pieces = 1; slow_lines < kReadingLines; ++pieces) {
-    Wake wake = wait(fd, POLLIN, deadline);
+    // Where many hurry, silence means only that Ollama has no processor.
+    const bool listens_for_silence = server_.hurried_ <= processors;
+    Wake wake = wait(fd, POLLIN, listens_for_silence ? Deadline::earlier(deadline, Deadline::after(kSilence)) : deadline);
+    if (wake == Wake::timed_out && !deadline.passed()) break;
     if (wake != Wake::ready) return wake;
     const auto piece_at = Clock::now();
     const Step carried = step();

@@ -46,6 +46,30 @@ TEST_CASE("an answer is passed on by the pump while it comes at the pace of read
   CHECK(stream.rest().size() == kMany + 1);
 }
 
+TEST_CASE("an answer that pauses is passed on by the pump, however many lines come at a time", "[long]") {
+  World world;
+  constexpr int kPieces = 12;
+  const Gate first_read;
+  world.ollama.answer_with([first_read](Conn& conn) {
+    const std::string piece = token_line("a ") + "\n" + token_line("b ") + "\n";
+    conn.stream_head();
+    conn.chunk(piece);
+    conn.wait(first_read);
+    for (int i = 1; i < kPieces; ++i) {
+      conn.pause(30);
+      conn.chunk(piece);
+    }
+    end_well(conn);
+  });
+  Stream stream(world.endpoint, chat_body("app", "x"));
+  stream.events(2);
+  const long at_first = pump_sleeps(world.chatterd->pid());
+  first_read.open();
+  CHECK(stream.rest().size() == 2 * kPieces + 1);
+  // It comes back after some pieces of several lines, and is lent again.
+  CHECK(pump_sleeps(world.chatterd->pid()) - at_first >= kPieces / 2);
+}
+
 TEST_CASE("each of many lines is written as soon as it has arrived, byte for byte (3.7)", "[long]") {
   for (const bool tls : {true, false}) {
     INFO((tls ? "HTTPS" : "HTTP"));

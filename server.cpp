@@ -105,9 +105,10 @@ void Server::start() {
   give_listener(/*to_greeters=*/has_tls_);
   watch(epoll_, EPOLL_CTL_ADD, door_pulse_.fd(), EPOLLIN, &door_pulse_);
   watch(greeting_, EPOLL_CTL_ADD, greeters_pulse_.fd(), EPOLLIN, &greeters_pulse_);
-  // A handshake is all computing, so more threads than processors gain nothing; and what OpenSSL keeps for
-  // each thread that has made one, and the stack it has touched, is kept for these only.
-  const size_t greeters = has_tls_ ? std::max(2u, std::thread::hardware_concurrency()) : 0;
+  // A handshake is all computing, so more threads than processors gain nothing; and what OpenSSL keeps for each thread
+  // that has made one, and the stack it has touched, is kept for these only. Half of the processors are left to the
+  // answers under way, however many clients come at once.
+  const size_t greeters = has_tls_ ? std::max(1u, std::thread::hardware_concurrency() / 2) : 0;
   for (size_t i = 0; i < greeters; ++i) greeters_.emplace_back([this] { keep_greeting(); });
   door_ = std::thread([this] { keep_door(); });
 }

@@ -24,7 +24,7 @@ constexpr auto kExpressRest = std::chrono::seconds(1);
 // part of all work: it lets those of a moment come together instead. Fewer would gain as much, but each would take a
 // multiple of its time; so many take longer than that anyway where all programs share a machine (docs/performance.md).
 constexpr double kGatherFrom = 12'500;
-constexpr auto kGather = std::chrono::microseconds(250);
+constexpr auto kGather = std::chrono::microseconds(500);
 // A stream hurries after so many pieces in a row that were of several lines, or so soon after the last: a few lines
 // that come together are no hurry yet.
 constexpr int kHurriedPieces = 4;

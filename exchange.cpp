@@ -142,14 +142,15 @@ Wake Exchange::carry(int fd, Deadline deadline, const std::function<Step()>& ste
 // Carries the stream on this thread until it turns out to come at the pace of reading, or something ends the wait.
 Wake Exchange::carry_hurried(int fd, Deadline deadline, const std::function<Step()>& step) {
   static const size_t processors = std::thread::hardware_concurrency();
+  const auto many_hurry = [this] { return server_.hurried_ > processors; };
   std::optional<Counted> counted;
   std::this_thread::sleep_for(kPause);
   auto last_piece_at = Clock::now();
   int slow_lines = 0;
   for (int pieces = 1; slow_lines < kReadingLines; ++pieces) {
     // Where many hurry, silence means only that Ollama has no processor.
-    const bool listens_for_silence = server_.hurried_ <= processors;
-    Wake wake = wait(fd, POLLIN, listens_for_silence ? Deadline::earlier(deadline, Deadline::after(kSilence)) : deadline);
+    const Deadline silence = many_hurry() ? Deadline::never() : Deadline::after(kSilence);
+    Wake wake = wait(fd, POLLIN, Deadline::earlier(deadline, silence));
     if (wake == Wake::timed_out && !deadline.passed()) break;
     if (wake != Wake::ready) return wake;
     const auto piece_at = Clock::now();
@@ -161,7 +162,7 @@ Wake Exchange::carry_hurried(int fd, Deadline deadline, const std::function<Step
     std::this_thread::yield();
     if (pieces < kPiecesAtOnce) continue;
     if (!counted) counted.emplace(server_.hurried_);
-    if (carried == Step::full || server_.hurried_ <= processors) continue;
+    if (carried == Step::full || !many_hurry()) continue;
     wake = wait(-1, 0, Deadline::earlier(deadline, Deadline::after(kGather)));
     if (wake != Wake::timed_out) return wake;
     last_piece_at = Clock::now();

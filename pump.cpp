@@ -20,10 +20,11 @@ constexpr size_t kBlockStreams = 64;
 constexpr auto kExpressWindow = milliseconds(50);
 constexpr double kExpressBusyMax = 0.8;
 constexpr auto kExpressRest = std::chrono::seconds(1);
-// With so many lines a second a wake-up for each, of the express thread and of those who write and read them, is a large
-// part of all work: it lets those of a moment come together instead. Fewer would gain as much, but each would take a
-// multiple of its time; so many take longer than that anyway where all programs share a machine (docs/performance.md).
+// When it is this busy with this many lines a second, all programs here wait for a processor, and a wake-up for each line,
+// of the express thread and of those who write and read them, is a large part of the work: it lets the lines of a moment
+// come together instead. On a machine that has processors to spare each line would only come later (docs/performance.md).
 constexpr double kGatherFrom = 12'500;
+constexpr double kGatherFromBusy = 0.45;
 constexpr auto kGather = std::chrono::microseconds(500);
 // A stream hurries after so many pieces in a row that were of several lines, or so soon after the last: a few lines
 // that come together are no hurry yet.
@@ -149,7 +150,7 @@ void Pump::Loop::note_round(Clock::time_point began, int events) {
     rests_until_ = now + kExpressRest;
     end_all(Wake::ready, false);
   }
-  gathers_ = events_ > kGatherFrom * std::chrono::duration<double>(window).count();
+  gathers_ = busy_ > window * kGatherFromBusy && events_ > kGatherFrom * std::chrono::duration<double>(window).count();
   window_began_ = now;
   busy_ = {};
   events_ = 0;

@@ -301,6 +301,15 @@ TEST_CASE("TLS below 1.2 is refused (1)", "[cli]") {
   }
 }
 
+TEST_CASE("all certificates of --cert are shown to clients, the server's own first (6)", "[cli]") {
+  const TempFolder folder;
+  const Certificate own = make_certificate(folder, "own", 30, 7);
+  const Certificate issuer = make_certificate(folder, "issuer", 30, 8);
+  std::ofstream(own.cert_path, std::ios::app) << std::ifstream(issuer.cert_path).rdbuf();
+  const World world({{"--cert", own.cert_path, "--key", own.key_path}});
+  CHECK(Connection(world.endpoint).certificate_serials() == std::vector<long>{7, 8});
+}
+
 TEST_CASE("a TLS client resumes its session, whatever it asked for when it began that (1)", "[cli]") {
   const Shared world;
   Connection first(world->endpoint);

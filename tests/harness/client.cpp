@@ -89,10 +89,11 @@ Connection::Connection(const Endpoint& endpoint, SSL_SESSION* earlier)
   }
 }
 
-long Connection::certificate_serial() const {
-  if (!ssl_) return -1;
-  const std::unique_ptr<X509, void (*)(X509*)> certificate(SSL_get1_peer_certificate(ssl_.get()), X509_free);
-  return certificate ? ASN1_INTEGER_get(X509_get0_serialNumber(certificate.get())) : -1;
+std::vector<long> Connection::certificate_serials() const {
+  std::vector<long> serials;
+  const STACK_OF(X509)* certificates = SSL_get_peer_cert_chain(ssl_.get());
+  for (int i = 0; i < sk_X509_num(certificates); ++i) serials.push_back(ASN1_INTEGER_get(X509_get0_serialNumber(sk_X509_value(certificates, i))));
+  return serials;
 }
 
 TlsSession Connection::session() const {

@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "tests/harness/net.hpp"
 #include "tests/harness/scripted_ollama.hpp"  // Headers
@@ -83,8 +84,8 @@ class Connection {
   // Nothing to read and still open for so long.
   bool stays_silent(int for_ms);
 
-  // The serial number of the server's certificate, as its "name": -1 without TLS.
-  [[nodiscard]] long certificate_serial() const;
+  // The serial numbers of the certificates that the server has shown, as their "names", its own first.
+  [[nodiscard]] std::vector<long> certificate_serials() const;
 
   // Of what was read so far; null as long as there is none to resume.
   [[nodiscard]] TlsSession session() const;

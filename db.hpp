@@ -152,6 +152,8 @@ class Database {
   /// After DbFault::busy: whether trying again may succeed now. As long as it is asked at least every half
   /// second, the turn is the next one in its conversation, unless another was before it.
   Result<bool, DbFailure> may_begin(const Turn& turn);
+  /// The turn is no longer waited for: whoever comes then is the next one. If the database is away, a second later.
+  void give_up(const Turn& turn);
   /// A turn's id and that of its reply: a UUID that begins with run().
   std::string new_turn_id() const;
   /// What the ids of all turns of this run of chatterd begin with, and those of no other.

@@ -51,6 +51,7 @@ const Statement kPrepared[kStatements] = {
     {"turn_is_free",
      "SELECT 1 WHERE NOT EXISTS (SELECT FROM chatterd_turns WHERE appid = $1"
      " AND (until > now() OR next <> $2 AND next_until > now()))"},
+    {"give_up", "UPDATE chatterd_turns SET next = NULL, next_until = NULL WHERE appid = $1 AND next = $2"},
     {"forget_turns",
      "DELETE FROM chatterd_turns WHERE appid IN"
      " (SELECT appid FROM chatterd_turns WHERE until < now() - interval '10 min' FOR UPDATE SKIP LOCKED)"},

@@ -24,6 +24,7 @@ enum StatementIndex {
   kRenewTurn,       // TURN, LEASE; a row if it was
   kComeNext,        // TURN: the first right to the turn after this one
   kTurnIsFree,      // TURN; a row if kTakeTurn may succeed
+  kGiveUp,          // TURN: its first right is over
   kForgetTurns,     //
   kInsertPublic,    // name, message, id
   kSelectPublic,    // time, seq, count

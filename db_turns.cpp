@@ -139,6 +139,11 @@ Result<bool, DbFailure> Database::may_begin(const Turn& turn) {
   return results.value()[1].size() == 1;
 }
 
+void Database::give_up(const Turn& turn) {
+  // If it fails there is nothing to do either: its place in the row is over soon.
+  [[maybe_unused]] const auto results = run({{statement(kGiveUp), {turn.app_id.c_str(), turn.id.c_str()}}}, call_deadline());
+}
+
 // The turns that have something due, at most as many as fit into a transaction.
 std::vector<Database::DueTurn> Database::due_turns(Clock::time_point now) {
   std::vector<DueTurn> due;

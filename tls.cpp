@@ -56,7 +56,7 @@ Result<SslContext, TlsProblem> make_server_context(const std::string& cert_file,
   // A connection without traffic gives its buffers back (34 KB each), and one read takes in more than
   // a record's five bytes of header.
   SSL_CTX_set_mode(context.get(), SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
-  // What is shown is what the file holds. OpenSSL would look in each handshake for issuers that it lacks, among none.
+  // Clients are shown what the file holds. In each handshake OpenSSL would look for more, in a store that is empty.
   SSL_CTX_set_mode(context.get(), SSL_MODE_NO_AUTO_CHAIN);
   SSL_CTX_set_read_ahead(context.get(), 1);
   // Sessions are resumed by tickets, which the clients keep.

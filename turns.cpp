@@ -98,9 +98,11 @@ bool SharedTurn::wait(Conversations& conversations, Waiter& waiter, Deadline dea
   while (true) {
     const auto may_begin = database_->may_begin(turn_);
     if (!may_begin.ok() || may_begin.value()) return true;
-    if (deadline.passed()) return false;
+    if (deadline.passed()) break;
     const Wake wake = waiter.wait(-1, 0, Deadline::earlier(deadline, Deadline::after(with_jitter(pause))));
-    if (wake != Wake::timed_out || conversations.closed()) return false;
+    if (wake != Wake::timed_out || conversations.closed()) break;
     pause = std::min(pause * 2, kLookPauseMax);
   }
+  database_->give_up(turn_);
+  return false;
 }

@@ -146,6 +146,8 @@ TEST_CASE("a request that has waited --turn-wait for another chatterd's turn is 
   CHECK(waited < 2500);
   check_error(two.post_second("/llmprep/", prep_body("app")), 409);
   CHECK(joined(two.world.database.conversation("app")) == "user:first");
+  // Neither has kept a first right to the next turn, for which others would have to wait.
+  CHECK(two.world.database.value("SELECT count(*) FROM chatterd_turns WHERE next IS NOT NULL") == "0");
   done.open();
   first.rest();
   CHECK(two.post_second("/llmchat/", chat_body("app", "third")).status() == 200);

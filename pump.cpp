@@ -23,9 +23,9 @@ constexpr auto kExpressRest = std::chrono::seconds(1);
 // When it is this busy with this many lines a second, all programs here wait for a processor, and a wake-up for each line,
 // of the express thread and of those who write and read them, is a large part of the work: it lets the lines of a moment
 // come together instead. On a machine that has processors to spare each line would only come later (docs/performance.md).
-constexpr double kGatherFrom = 12'500;
-constexpr double kGatherFromBusy = 0.45;
-constexpr auto kGather = std::chrono::microseconds(500);
+constexpr double kExpressGatherFrom = 12'500;
+constexpr double kExpressGatherFromBusy = 0.45;
+constexpr auto kExpressGather = std::chrono::microseconds(500);
 // A stream hurries after so many pieces in a row that were of several lines, or so soon after the last: a few lines
 // that come together are no hurry yet.
 constexpr int kHurriedPieces = 4;
@@ -135,7 +135,7 @@ void Pump::Loop::run() {
     }
     if (!express_) continue;
     note_round(woken_at, count);
-    if (gathers_) std::this_thread::sleep_for(kGather);
+    if (gathers_) std::this_thread::sleep_for(kExpressGather);
   }
 }
 
@@ -150,7 +150,7 @@ void Pump::Loop::note_round(Clock::time_point began, int events) {
     rests_until_ = now + kExpressRest;
     end_all(Wake::ready, false);
   }
-  gathers_ = busy_ > window * kGatherFromBusy && events_ > kGatherFrom * std::chrono::duration<double>(window).count();
+  gathers_ = busy_ > window * kExpressGatherFromBusy && events_ > kExpressGatherFrom * std::chrono::duration<double>(window).count();
   window_began_ = now;
   busy_ = {};
   events_ = 0;

@@ -249,7 +249,7 @@ int run(const Config& config, const std::vector<std::string>& arguments, const E
     const RealTime real_time;
     if (const auto problem = drop_root(config.user)) return fail(*problem);
     if (real_time.granted()) {
-      server.start_express();
+      server.use_real_time();
     } else {
       LogLine(LogLevel::debug, "no_real_time");
     }

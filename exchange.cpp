@@ -30,17 +30,10 @@ constexpr int kPiecesAtOnce = 4;
 // A path in the log; longer ones are somebody's experiments.
 constexpr size_t kLoggedPathBytesMax = 200;
 
-// Counts in `count` as long as it lives.
-class Counted {
- public:
-  explicit Counted(std::atomic<size_t>& count) : count_(count) { ++count_; }
-  ~Counted() { --count_; }
-  Counted(const Counted&) = delete;
-  Counted& operator=(const Counted&) = delete;
-
- private:
-  std::atomic<size_t>& count_;
-};
+size_t processors() {
+  static const size_t count = std::thread::hardware_concurrency();
+  return count;
+}
 
 double ms_of(Clock::duration time) { return std::chrono::duration<double, std::milli>(time).count(); }
 
@@ -141,8 +134,7 @@ Wake Exchange::carry(int fd, Deadline deadline, const std::function<Step()>& ste
 
 // Carries the stream on this thread until it turns out to come at the pace of reading, or something ends the wait.
 Wake Exchange::carry_hurried(int fd, Deadline deadline, const std::function<Step()>& step) {
-  static const size_t processors = std::thread::hardware_concurrency();
-  const auto many_hurry = [this] { return server_.hurried_ > processors; };
+  const auto many_hurry = [this] { return server_.hurried_ > processors(); };
   std::optional<Counted> counted;
   std::this_thread::sleep_for(kPause);
   auto last_piece_at = Clock::now();
@@ -158,6 +150,7 @@ Wake Exchange::carry_hurried(int fd, Deadline deadline, const std::function<Step
     if (carried == Step::last) return wake;
     slow_lines = carried == Step::one && piece_at - last_piece_at >= kReadingGap ? slow_lines + 1 : 0;
     last_piece_at = piece_at;
+    real_time_.reset();
     // Who writes the next lines and who reads these may be waiting for this processor.
     std::this_thread::yield();
     if (pieces < kPiecesAtOnce) continue;
@@ -167,6 +160,7 @@ Wake Exchange::carry_hurried(int fd, Deadline deadline, const std::function<Step
     if (wake != Wake::timed_out) return wake;
     last_piece_at = Clock::now();
   }
+  real_time_.reset();
   reading_ = true;
   return Wake::ready;
 }
@@ -214,7 +208,22 @@ void Exchange::note_client_left() {
   reason = "the client left";
 }
 
+void Exchange::begin_stream() {
+  streaming_ = true;
+  awaits_first_bytes_.emplace(server_.awaiting_);
+}
+
+// Whom a thread wakes up often gets its processor, and under the fair scheduler keeps it: an Ollama on this machine would
+// write a good part of its answer before this thread could even wait for it. In real time it has the first token, and
+// what comes during kPause, as soon as they are there; then it is for Ollama and the client to go on. Where many wait,
+// more pieces would only mean more work.
+void Exchange::note_asked() {
+  asked_ = Clock::now();
+  if (server_.lender_ && server_.awaiting_ <= processors()) real_time_ = server_.lender_->lend();
+}
+
 void Exchange::note_first_bytes() {
+  awaits_first_bytes_.reset();
   const auto now = Clock::now();
   first_token_ms_ = ms_of(now - began_);
   ollama_ms_ = ms_of(now - asked_);

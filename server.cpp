@@ -97,6 +97,11 @@ void Server::adopt(UniqueFd listener) {
   svr_sock_ = listener_.get();
 }
 
+void Server::use_real_time() {
+  pump_->start_express();
+  lender_ = std::make_unique<Lender>(std::thread::hardware_concurrency());
+}
+
 std::string Server::url() const { return (has_tls_ ? "https://" : "http://") + local_address(listener_); }
 
 void Server::start() {

@@ -22,6 +22,7 @@
 #include <httplib.h>
 
 #include "connection.hpp"
+#include "lender.hpp"
 #include "live.hpp"
 #include "metrics.hpp"
 #include "net.hpp"
@@ -32,6 +33,18 @@
 #include "workers.hpp"
 
 class Server;
+
+/// One of those counted in `count`, as long as it lives.
+class Counted {
+ public:
+  explicit Counted(std::atomic<size_t>& count) : count_(count) { ++count_; }
+  ~Counted() { --count_; }
+  Counted(const Counted&) = delete;
+  Counted& operator=(const Counted&) = delete;
+
+ private:
+  std::atomic<size_t>& count_;
+};
 
 /// One request being served: what its handler may know of the client and tell the log. Used only by
 /// the thread that serves the request, from which Exchange::current() finds it, and in carry() by the
@@ -50,7 +63,7 @@ class Exchange : public Waiter {
   /// Whether the client has ended its connection, or its side of it.
   bool client_left();
   /// From here on a client that ends its side is not waiting for an answer any more.
-  void begin_stream() { streaming_ = true; }
+  void begin_stream();
   bool streaming() const { return streaming_; }
   /// Sends what httplib has written so far; until then it is held back, so that what belongs together
   /// becomes one TLS record and one packet. False: the client is gone.
@@ -75,8 +88,9 @@ class Exchange : public Waiter {
   void refused_by(metrics::Limit limit);
   /// The client did not wait for its answer, for which nobody here is to blame.
   void note_client_left();
-  /// Ollama is asked now; and the first bytes of its answer go to the client now.
-  void note_asked() { asked_ = Clock::now(); }
+  /// Of a stream: Ollama is asked now, and where few wait for it this thread is a real-time one until the answer has
+  /// begun; and the first bytes of the answer go to the client now.
+  void note_asked();
   void note_first_bytes();
   bool has_first_bytes() const { return first_token_ms_ >= 0; }
 
@@ -103,6 +117,8 @@ class Exchange : public Waiter {
   bool left_ = false;
   std::string held_;
   bool streaming_ = false;
+  std::optional<Counted> awaits_first_bytes_;
+  Lender::Loan real_time_;
   bool gone_ = false;
   bool lent_ = false;  // to the pump, where nothing may wait
   bool reading_ = false;  // its answer comes at the pace of reading, and is for the pump
@@ -133,8 +149,9 @@ class Server : public httplib::Server {
   /// A connection's first request is answered by its greeter, not by a worker, if it is a GET of this path: to hand it over
   /// costs more than the answer. Its handler must wait for nothing. Before start().
   void answer_at_once(std::string path) { answered_at_once_ = std::move(path); }
-  /// Starts the pump's express thread (pump.hpp), which inherits the caller's scheduling. Before start(), if at all.
-  void start_express() { pump_->start_express(); }
+  /// Starts the pump's express thread (pump.hpp) and those of the lender, which inherit the caller's scheduling: it is to
+  /// be real time. Before start(), if at all.
+  void use_real_time();
   /// Begins to accept clients and returns.
   void start();
   /// Whether nothing has been served for a while, so that no thread is left of the pool. After start().
@@ -234,7 +251,8 @@ class Server : public httplib::Server {
   std::atomic<bool> draining_{false};  // nothing is accepted any more
   std::atomic<bool> closed_{false};    // the door and the greeters end
   std::atomic<size_t> connections_{0};
-  std::atomic<size_t> hurried_{0};  // answers that come as fast as they can, each on its own thread
+  std::atomic<size_t> awaiting_{0};  // streams of which nothing has come yet
+  std::atomic<size_t> hurried_{0};   // answers that come as fast as they can, each on its own thread
 
   std::mutex mutex_;
   std::condition_variable served_;
@@ -245,6 +263,7 @@ class Server : public httplib::Server {
   Clock::time_point last_requests_until_ = Clock::time_point::max();  // a new connection's deadline once it stops
 
   std::unique_ptr<Pump> pump_;
+  std::unique_ptr<Lender> lender_;  // null: there is no real time
   std::unique_ptr<Workers> workers_;
   std::vector<std::thread> greeters_;
   std::thread door_;

@@ -1,11 +1,13 @@
 // Who gets in: API keys, limits per client, the user that chatterd becomes.
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <openssl/evp.h>
@@ -14,6 +16,7 @@
 #include <unistd.h>
 
 #include "tests/contract_fixture.hpp"
+#include "tests/harness/vitals.hpp"
 
 using namespace contract;
 
@@ -46,6 +49,17 @@ class KeyFile {
  private:
   TempFolder folder_;
 };
+
+const size_t kProcessors = std::thread::hardware_concurrency();
+
+bool may_have_real_time() {
+  sched_param lowest{};
+  lowest.sched_priority = ::sched_get_priority_min(SCHED_RR);
+  const bool may_have = ::pthread_setschedparam(::pthread_self(), SCHED_RR, &lowest) == 0;
+  const sched_param usual{};
+  if (may_have) REQUIRE(::pthread_setschedparam(::pthread_self(), SCHED_OTHER, &usual) == 0);
+  return may_have;
+}
 
 int status_with(const World& world, const std::string& authorization, const std::string& path = "/getchatts/") {
   Request request{"GET", path, "", {}};
@@ -164,12 +178,8 @@ TEST_CASE("started as root, chatterd serves as another user, without groups and 
   CHECK(status_field(world.chatterd->pid(), "NoNewPrivs") == "\t1");
 }
 
-TEST_CASE("one thread of chatterd is a real-time one where the system lets it, at the lowest priority, and no other", "[access]") {
-  sched_param lowest{};
-  lowest.sched_priority = ::sched_get_priority_min(SCHED_RR);
-  const bool may_be = ::pthread_setschedparam(::pthread_self(), SCHED_RR, &lowest) == 0;
-  const sched_param usual{};
-  if (may_be) REQUIRE(::pthread_setschedparam(::pthread_self(), SCHED_OTHER, &usual) == 0);
+TEST_CASE("chatterd has real-time threads where the system lets it, for lines and to lend, at the lowest priority", "[access]") {
+  const bool may_be = may_have_real_time();
   const World world;
   REQUIRE(world.get("/").status() == 200);
   const std::string process = "/proc/" + std::to_string(world.chatterd->pid());
@@ -184,12 +194,59 @@ TEST_CASE("one thread of chatterd is a real-time one where the system lets it, a
     if (policy == SCHED_OTHER || policy < 0) continue;  // one that has just ended has none
     ::sched_getparam(thread, &parameters);
     CHECK(policy == SCHED_RR);
-    CHECK(parameters.sched_priority == lowest.sched_priority);
+    CHECK(parameters.sched_priority == ::sched_get_priority_min(SCHED_RR));
     std::string name;
     std::getline(std::ifstream(task.path() / "comm"), name);
     if (!helped || name != "chatterd" || thread == world.chatterd->pid()) found.push_back(name);
   }
-  CHECK(found == (may_be ? std::vector<std::string>{"express"} : std::vector<std::string>{}));
+  std::sort(found.begin(), found.end());
+  std::vector<std::string> expected;
+  if (may_be) {
+    expected.assign(1 + kProcessors, "lender");
+    expected[0] = "express";
+  }
+  CHECK(found == expected);
+}
+
+TEST_CASE("the thread that asks Ollama is a real-time one until the answer has begun, but not when many wait for theirs", "[access]") {
+  const bool may_be = may_have_real_time();
+  World world;
+  const auto askers = [&] {
+    const auto names = real_time_threads(world.chatterd->pid());
+    return static_cast<size_t>(std::count(names.begin(), names.end(), "worker"));
+  };
+  const auto answer_behind = [&](const Gate& gate) {
+    world.ollama.answer_with([gate](Conn& conn) {
+      conn.wait(gate);
+      conn.stream_head();
+      for (int i = 0; i < 4; ++i) {
+        conn.pause(2);
+        conn.line(token_line("a "));
+      }
+      conn.wait_until_client_leaves();
+    });
+  };
+  std::vector<std::unique_ptr<Stream>> streams;
+  const auto ask = [&] {
+    const std::string app = fresh_app();
+    streams.push_back(std::make_unique<Stream>(world.endpoint, chat_body(app, "prompt of " + app)));
+    REQUIRE(world.ollama.wait_for_request("prompt of " + app) != nullptr);
+  };
+  const Gate first, others;
+  answer_behind(first);
+  ask();
+  CHECK(eventually([&] { return askers() == (may_be ? 1 : 0); }));
+  answer_behind(others);
+  for (size_t i = 0; i <= kProcessors; ++i) ask();
+  CHECK(eventually([&] { return askers() == (may_be ? kProcessors : 0); }));
+  first.open();
+  streams[0]->events(4);
+  CHECK(eventually([&] { return askers() == (may_be ? kProcessors - 1 : 0); }));
+  ask();
+  CHECK(askers() == (may_be ? kProcessors - 1 : 0));
+  others.open();
+  for (const auto& stream : streams) stream->events(4);
+  CHECK(eventually([&] { return askers() == 0; }));
 }
 
 TEST_CASE("a user that is not there is named, and nothing is served as root instead", "[access]") {

@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -28,6 +29,18 @@ size_t status_number(pid_t pid, const std::string& key) {
   return 0;
 }
 
+// A stat file of proc_pid_stat(5) from the field of this number on, which is one behind the name; empty if it has gone.
+std::istringstream stat_from(const std::string& path, int first) {
+  std::ifstream file(path);
+  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  const size_t name_end = text.rfind(')');
+  if (name_end == std::string::npos) return {};
+  std::istringstream fields(text.substr(name_end + 2));
+  std::string skipped;
+  for (int field = 3; field < first; ++field) fields >> skipped;
+  return fields;
+}
+
 }  // namespace
 
 size_t threads_of(pid_t pid) { return entries_of(proc(pid, "task")); }
@@ -37,17 +50,26 @@ size_t memory_peak_kib(pid_t pid) { return status_number(pid, "VmHWM"); }
 void reset_memory_peak(pid_t pid) { std::ofstream(proc(pid, "clear_refs")) << "5"; }
 
 double cpu_ms(pid_t pid) {
-  std::ifstream file(proc(pid, "stat"));
-  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  const size_t name_end = text.rfind(')');
-  if (name_end == std::string::npos) return 0;
-  std::istringstream fields(text.substr(name_end + 2));
-  std::string skipped;
-  // utime and stime are fields 14 and 15 of proc(5); the state behind the name is field 3.
-  for (int field = 3; field < 14; ++field) fields >> skipped;
   double user = 0, system = 0;
-  fields >> user >> system;
+  stat_from(proc(pid, "stat"), 14) >> user >> system;  // utime and stime
   return (user + system) * 1000 / static_cast<double>(::sysconf(_SC_CLK_TCK));
+}
+
+bool in_real_time(pid_t pid, pid_t thread) {
+  int priority = 0;
+  stat_from(proc(pid, "task/") + std::to_string(thread) + "/stat", 18) >> priority;
+  return priority < 0;
+}
+
+std::vector<std::string> real_time_threads(pid_t pid) {
+  std::vector<std::string> names;
+  std::error_code gone;
+  for (std::filesystem::directory_iterator at(proc(pid, "task"), gone), end; !gone && at != end; at.increment(gone)) {
+    if (!in_real_time(pid, std::stoi(at->path().filename()))) continue;
+    std::getline(std::ifstream(at->path() / "comm"), names.emplace_back());
+  }
+  std::sort(names.begin(), names.end());
+  return names;
 }
 
 bool has_sanitizer(pid_t pid) {

@@ -5,7 +5,7 @@
 #include <condition_variable>
 #include <thread>
 
-// The thread behind a loan. It sleeps but while there is one.
+// The thread behind a loan, which does nothing but wait: for a borrower, and then for the borrower's end.
 class Lender::Helper {
  public:
   explicit Helper(std::mutex& mutex) : mutex_(mutex) {

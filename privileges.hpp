@@ -1,4 +1,4 @@
-// Root is for binding a port, reading a key and real time for one thread; nothing is served as root.
+// Root is for binding a port, reading a key and real time for a few threads; nothing is served as root.
 #pragma once
 
 #include <optional>

@@ -89,7 +89,7 @@ class Exchange : public Waiter {
   /// The client did not wait for its answer, for which nobody here is to blame.
   void note_client_left();
   /// Of a stream: Ollama is asked now, and where few wait for it this thread is a real-time one until the answer has
-  /// begun; and the first bytes of the answer go to the client now.
+  /// begun, or the request is over; and the first bytes of the answer go to the client now.
   void note_asked();
   void note_first_bytes();
   bool has_first_bytes() const { return first_token_ms_ >= 0; }

@@ -141,7 +141,7 @@ Result<bool, DbFailure> Database::may_begin(const Turn& turn) {
 
 void Database::give_up(const Turn& turn) {
   // If it fails there is nothing to do either: its place in the row is over soon.
-  [[maybe_unused]] const auto results = run({{statement(kGiveUp), {turn.app_id.c_str(), turn.id.c_str()}}}, call_deadline());
+  static_cast<void>(run({{statement(kGiveUp), {turn.app_id.c_str(), turn.id.c_str()}}}, call_deadline()));
 }
 
 // The turns that have something due, at most as many as fit into a transaction.

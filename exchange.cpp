@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <exception>
+#include <utility>
 
 #include "log.hpp"
 #include "server.hpp"
@@ -136,6 +137,7 @@ Wake Exchange::carry(int fd, Deadline deadline, const std::function<Step()>& ste
 Wake Exchange::carry_hurried(int fd, Deadline deadline, const std::function<Step()>& step) {
   const auto many_hurry = [this] { return server_.hurried_ > processors(); };
   std::optional<Counted> counted;
+  Lender::Loan real_time = std::move(real_time_);  // until the next piece, or until there is none
   std::this_thread::sleep_for(kPause);
   auto last_piece_at = Clock::now();
   int slow_lines = 0;
@@ -150,7 +152,7 @@ Wake Exchange::carry_hurried(int fd, Deadline deadline, const std::function<Step
     if (carried == Step::last) return wake;
     slow_lines = carried == Step::one && piece_at - last_piece_at >= kReadingGap ? slow_lines + 1 : 0;
     last_piece_at = piece_at;
-    real_time_.reset();
+    real_time.reset();
     // Who writes the next lines and who reads these may be waiting for this processor.
     std::this_thread::yield();
     if (pieces < kPiecesAtOnce) continue;
@@ -160,7 +162,6 @@ Wake Exchange::carry_hurried(int fd, Deadline deadline, const std::function<Step
     if (wake != Wake::timed_out) return wake;
     last_piece_at = Clock::now();
   }
-  real_time_.reset();
   reading_ = true;
   return Wake::ready;
 }

@@ -56,7 +56,8 @@ class Lender::Helper {
   // Guarded by mutex_:
   bool lent_ = false;
   bool quitting_ = false;
-  pthread_mutex_t borrowed_;  // held by the borrower
+  // Held by the borrower. Stays an ordinary one where the kernel has no inheritance, and init fails.
+  pthread_mutex_t borrowed_ = PTHREAD_MUTEX_INITIALIZER;
   std::thread thread_;
 };
 

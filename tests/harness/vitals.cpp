@@ -55,18 +55,13 @@ double cpu_ms(pid_t pid) {
   return (user + system) * 1000 / static_cast<double>(::sysconf(_SC_CLK_TCK));
 }
 
-bool in_real_time(pid_t pid, pid_t thread) {
-  int priority = 0;
-  stat_from(proc(pid, "task/") + std::to_string(thread) + "/stat", 18) >> priority;
-  return priority < 0;
-}
-
 std::vector<std::string> real_time_threads(pid_t pid) {
   std::vector<std::string> names;
   std::error_code gone;
   for (std::filesystem::directory_iterator at(proc(pid, "task"), gone), end; !gone && at != end; at.increment(gone)) {
-    if (!in_real_time(pid, std::stoi(at->path().filename()))) continue;
-    std::getline(std::ifstream(at->path() / "comm"), names.emplace_back());
+    int priority = 0;
+    stat_from(at->path() / "stat", 18) >> priority;
+    if (priority < 0) std::getline(std::ifstream(at->path() / "comm"), names.emplace_back());
   }
   std::sort(names.begin(), names.end());
   return names;

@@ -19,9 +19,7 @@ size_t memory_peak_kib(pid_t pid);
 void reset_memory_peak(pid_t pid);
 // Processor time of all its threads so far, in milliseconds.
 double cpu_ms(pid_t pid);
-// Whether the thread is scheduled in real time now, of its own or by priority inheritance.
-bool in_real_time(pid_t pid, pid_t thread);
-// The names of all threads that are, in order.
+// The names of the threads that are scheduled in real time now, of their own or by priority inheritance, in order.
 std::vector<std::string> real_time_threads(pid_t pid);
 // Whether it runs with a sanitizer, whose own memory says nothing about the program's.
 bool has_sanitizer(pid_t pid);

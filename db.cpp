@@ -2,6 +2,7 @@
 
 #include <endian.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
@@ -21,10 +22,13 @@ namespace {
 // A connection that has been idle this long is closed, down to one: a burst leaves nothing behind.
 constexpr auto kIdleMax = std::chrono::seconds(5);
 constexpr size_t kIdleKept = 1;
-// Batches of small changes under way at once: while one is being committed the next is sent.
+// Batches of changes under way at once: while one is being committed the next is sent.
 constexpr size_t kBatchesMax = 2;
 // Changes in one batch; beyond that sharing a commit saves little more.
 constexpr size_t kBatchChangesMax = 64;
+// Bytes of one batch's parameters, if it is not one change alone: libpq keeps a buffer for all of them. Short
+// messages have room, and those that are long cost more than their commit.
+constexpr size_t kBatchBytesMax = 256 * 1024;
 // Serialization failures and lost prepared statements: the same again usually succeeds at once.
 constexpr int kTriesMax = 3;
 
@@ -150,7 +154,7 @@ Database::Results Database::try_run(const std::vector<Execution>& executions, De
   }
 }
 
-// A small change that shares a transaction with others. On its caller's stack.
+// A change that shares a transaction with others. On its caller's stack.
 struct Database::Change {
   enum class State {
     waiting,  // for a batch, or in one that is under way
@@ -170,6 +174,15 @@ struct Database::Change {
     state = to;
     moved_on.notify_one();
   }
+  size_t bytes() const {
+    size_t sum = 0;
+    for (const Execution& execution : executions) {
+      for (const char* parameter : execution.parameters) sum += parameter == nullptr ? 0 : std::strlen(parameter);
+    }
+    return sum;
+  }
+  // Whose row in chatterd_turns it locks: each statement that locks one begins with the conversation.
+  std::string_view conversation() const { return executions.front().parameters.front(); }
 
   const std::vector<Execution>& executions;
   const Deadline deadline;
@@ -180,9 +193,8 @@ struct Database::Change {
   State state = State::waiting;  // guarded by mutex
 };
 
-// Runs a small change in one transaction with those of other callers that come while earlier ones are
-// under way: a commit, the server's dearest step, for all of them, and a round trip. Alone, it is run
-// at once.
+// Runs a change in one transaction with those of other callers that come while earlier ones are under way: a
+// commit, the server's dearest step, for all of them, and a round trip. Alone, it is run at once.
 Database::Results Database::run_together(const std::vector<Execution>& executions) {
   using State = Change::State;
   Change self(executions, call_deadline());
@@ -221,11 +233,17 @@ std::vector<Database::Change*> Database::next_batch(Change* leader) {
   const std::lock_guard lock(changes_mutex_);
   std::vector<Change*> batch{leader};
   // A batch has the deadline of its first: one that has waited long must not hurry those that came later.
-  if (leader->deadline.at() < Clock::now() + call_timeout_.load() / 2) return batch;
+  if (changes_.empty() || leader->deadline.at() < Clock::now() + call_timeout_.load() / 2) return batch;
+  size_t bytes = leader->bytes();
   while (!changes_.empty() && batch.size() < kBatchChangesMax) {
+    bytes += changes_.front()->bytes();
+    if (bytes > kBatchBytesMax) break;
     batch.push_back(changes_.front());
     changes_.pop_front();
   }
+  // All transactions lock turns in one order, those of other chatterds too: so they don't wait for each other in
+  // a circle.
+  std::sort(batch.begin(), batch.end(), [](const Change* a, const Change* b) { return a->conversation() < b->conversation(); });
   return batch;
 }
 

@@ -136,6 +136,9 @@ class Database {
   //    for a conversation does not keep it to itself. More than this is not promised of the order.
   // Other programs that insert into chatts know nothing of turns and are not held up.
 
+  // append(), store_reply(), end_turn() and post() may share a transaction with what other threads change at the
+  // same time. One that fails there for a reason that may be another's is run again by itself.
+
   /// Begins a turn, stores `messages` at the end of its conversation and reads all of it back, in one
   /// transaction and one round trip (contract 3.2). Not repeated when the outcome is unknown. DbFault::busy:
   /// it is not its turn. After a success the turn lasts until store_reply() succeeds or end_turn().
@@ -143,8 +146,7 @@ class Database {
   /// Puts `messages` in the place of a conversation's rows, in a turn that ends with it: all or nothing.
   std::optional<DbFailure> replace(const Turn& turn, const std::vector<ChatMessage>& messages);
   /// Stores a reply and ends its turn. Safe to repeat with the same Reply after a failure: it is stored
-  /// once. Like post(), it may share a transaction with what other threads store at the same time. A reply
-  /// whose prompt is gone is dropped.
+  /// once. A reply whose prompt is gone is dropped.
   std::optional<DbFailure> store_reply(const Reply& reply);
   /// Ends a turn that has no reply; if the database is away, as soon as it is back. Nothing to do, no call
   /// to the database: for a turn that has ended, or never began.

@@ -1,4 +1,5 @@
 // Conversations and whose turn it is in them, among all chatterds on one database.
+#include <algorithm>
 #include <new>
 #include <string>
 
@@ -54,7 +55,7 @@ Result<Conversation, DbFailure> Database::append(const Turn& turn, const std::ve
     add_inserts(executions, ids, turn.app_id, messages, 1);
   }
   executions.push_back({statement(kHistory), {turn.app_id.c_str()}});
-  auto results = run(executions, call_deadline());
+  auto results = run_together(executions);
   if (!results.ok()) {
     if (results.error().outcome_unknown) hold(turn, /*over=*/true);
     return results.error();
@@ -144,7 +145,7 @@ void Database::give_up(const Turn& turn) {
   static_cast<void>(run({{statement(kGiveUp), {turn.app_id.c_str(), turn.id.c_str()}}}, call_deadline()));
 }
 
-// The turns that have something due, at most as many as fit into a transaction.
+// The turns that have something due, at most as many as fit into a transaction, in the order in which it locks them.
 std::vector<Database::DueTurn> Database::due_turns(Clock::time_point now) {
   std::vector<DueTurn> due;
   const std::lock_guard lock(turns_mutex_);
@@ -157,6 +158,7 @@ std::vector<Database::DueTurn> Database::due_turns(Clock::time_point now) {
     if (held.over || held.renewed < now - kRenewEvery) due.push_back({{held.app_id, id}, held.over});
     ++at;
   }
+  std::sort(due.begin(), due.end(), [](const DueTurn& a, const DueTurn& b) { return a.turn.app_id < b.turn.app_id; });
   return due;
 }
 

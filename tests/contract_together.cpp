@@ -1,8 +1,9 @@
-// Contract section 3.3 for changes that share a transaction because they come at once (db.hpp): each client
-// is told what became of its own.
+// Contract sections 3.2, 3.3 and 3.13 for changes that share a transaction because they come at once (db.hpp):
+// each client is told what became of its own.
 #include <atomic>
 #include <map>
 #include <mutex>
+#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "tests/contract_fixture.hpp"
@@ -18,15 +19,24 @@ struct Posted {
   double ms = 0;
 };
 
+Request public_chatt(int, const std::string& message) {
+  return {"POST", "/postchatt/", R"({"name":"n","message":)" + json_string(message) + "}", {}};
+}
+
+// Each client has a conversation of its own.
+std::string app_of(int client) { return "app-of-" + std::to_string(client); }
+Request prompt(int client, const std::string& message) { return {"POST", "/llmchat/", chat_body(app_of(client), message), {}}; }
+
 // Clients that post at the same time, each on a connection that it keeps, until `enough` or until they have
 // posted so many.
 class Clients {
  public:
   using MessageOf = std::function<std::string(int client, int turn)>;
+  using RequestOf = std::function<Request(int client, const std::string& message)>;
 
-  Clients(const Endpoint& endpoint, int clients, int turns, const MessageOf& message_of) {
+  Clients(const Endpoint& endpoint, int clients, int turns, const MessageOf& message_of, const RequestOf& request_of = public_chatt) {
     for (int client = 0; client < clients; ++client) {
-      threads_.emplace_back([=, this] { run(endpoint, client, turns, message_of); });
+      threads_.emplace_back([=, this] { run(endpoint, client, turns, message_of, request_of); });
     }
   }
   ~Clients() {
@@ -49,14 +59,14 @@ class Clients {
   }
 
  private:
-  void run(const Endpoint& endpoint, int client, int turns, const MessageOf& message_of) {
+  void run(const Endpoint& endpoint, int client, int turns, const MessageOf& message_of, const RequestOf& request_of) {
     std::unique_ptr<Connection> connection;
     for (int turn = 0; turn < turns && !enough_; ++turn) {
       Posted posted{message_of(client, turn), 0, "", 0};
       try {
         if (!connection) connection = std::make_unique<Connection>(endpoint);
         const auto before = Clock::now();
-        connection->send(bytes_of({"POST", "/postchatt/", R"({"name":"n","message":)" + json_string(posted.message) + "}", {}}));
+        connection->send(bytes_of(request_of(client, posted.message)));
         const Response response = connection->read_response();
         posted.ms = ms_between(before, Clock::now());
         posted.status = response.status();
@@ -88,6 +98,22 @@ std::map<std::string, int> stored(World& world) {
   std::map<std::string, int> counts;
   for (const Row& row : world.database.run("SELECT message FROM chatts WHERE appid IS NULL")) ++counts[row[0]];
   return counts;
+}
+
+// Answers a prompt P with "re-P".
+void echo(Conn& conn) {
+  const auto messages = nlohmann::json::parse(conn.request().body)["messages"];
+  answer_tokens({"re-", messages.back()["content"].get<std::string>()})(conn);
+}
+
+// What a client's conversation holds after so many turns.
+std::string conversation_of(int client, int turns) {
+  std::string all;
+  for (int turn = 0; turn < turns; ++turn) {
+    const std::string message = numbered(client, turn);
+    all += (all.empty() ? "user:" : "|user:") + message + "|assistant:re-" + message;
+  }
+  return all;
 }
 
 }  // namespace
@@ -189,5 +215,68 @@ TEST_CASE("when the database goes away amid many posts, each client is told the 
       INFO(posted.message << ": " << posted.body);
       CHECK(posted.status == 200);
     }
+  }
+}
+
+TEST_CASE("prompts that come at once each get the answer to their own conversation, stored once and in order (3.2)", "[store]") {
+  World world;
+  world.ollama.answer_with(echo);
+  constexpr int kClients = 24, kTurns = 6;
+  Clients clients(world.endpoint, kClients, kTurns, numbered, prompt);
+  for (const Posted& posted : clients.all()) {
+    INFO(posted.message << ": " << posted.status << " " << posted.body);
+    CHECK(posted.status == 200);
+    CHECK(posted.body.find('"' + posted.message + '"') != std::string::npos);
+  }
+  for (int client = 0; client < kClients; ++client) {
+    const auto rows = world.database.wait_for_rows(app_of(client), size_t{2} * kTurns);
+    CHECK(joined(rows) == conversation_of(client, kTurns));
+  }
+  const auto exchanges = world.ollama.exchanges();
+  CHECK(exchanges.size() == size_t{kClients} * kTurns);
+  for (const auto& exchange : exchanges) {
+    // "m<client>.0,re-m<client>.0,m<client>.1,": all of one conversation, and of no other.
+    const std::string sent = contents_sent(*exchange);
+    const int client = std::stoi(sent.substr(1));
+    std::string expected;
+    int turn = 0;
+    while (expected.size() < sent.size()) {
+      if (turn > 0) expected += "re-" + numbered(client, turn - 1) + ",";
+      expected += numbered(client, turn++) + ",";
+    }
+    CHECK(sent == expected);
+  }
+}
+
+TEST_CASE("of prompts that come at once only those that the database refuses are refused (3.3)", "[store]") {
+  World world;
+  world.ollama.answer_with(echo);
+  world.database.run("ALTER TABLE chatts ADD CHECK (message NOT LIKE 'bad%')");
+  const auto is_bad = [](int client, int turn) { return (client * 7 + turn) % 5 == 0; };
+  Clients clients(world.endpoint, 24, 6, [=](int client, int turn) { return (is_bad(client, turn) ? "bad" : "") + numbered(client, turn); }, prompt);
+  int good = 0;
+  for (const Posted& posted : clients.all()) {
+    INFO(posted.message << ": " << posted.status << " " << posted.body);
+    const bool bad = posted.message.rfind("bad", 0) == 0;
+    good += bad ? 0 : 1;
+    CHECK(posted.status == (bad ? 400 : 200));
+    if (bad) CHECK(error_text(posted.body).find("does not accept") != std::string::npos);
+  }
+  CHECK(eventually([&] { return world.database.value("SELECT count(*) FROM chatts") == std::to_string(2 * good); }));
+}
+
+TEST_CASE("of prompts that come at once only the one whose conversation another chatterd works on waits (3.13)", "[store]") {
+  World world({{"--turn-wait", "1"}});
+  world.ollama.answer_with(echo);
+  constexpr int kClients = 24, kTurns = 3, kHeldUp = 5;
+  world.database.run("INSERT INTO chatterd_turns (appid, holder, until) VALUES ($1, gen_random_uuid(), now() + '1 h')", {app_of(kHeldUp)});
+  Clients clients(world.endpoint, kClients, kTurns, numbered, prompt);
+  for (const Posted& posted : clients.all()) {
+    INFO(posted.message << ": " << posted.status << " after " << posted.ms << " ms: " << posted.body);
+    CHECK(posted.status == (posted.message.rfind("m" + std::to_string(kHeldUp) + ".", 0) == 0 ? 409 : 200));
+  }
+  for (int client = 0; client < kClients; ++client) {
+    const int turns = client == kHeldUp ? 0 : kTurns;
+    CHECK(joined(world.database.wait_for_rows(app_of(client), size_t{2} * static_cast<size_t>(turns))) == conversation_of(client, turns));
   }
 }

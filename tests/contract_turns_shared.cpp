@@ -1,5 +1,6 @@
 // Contract sections 3.13 and 3.14 with two chatterds on one database (db.hpp says what holds between them).
 #include <atomic>
+#include <barrier>
 #include <csignal>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -112,6 +113,42 @@ TEST_CASE("turns of one conversation on two chatterds never interleave, and each
     const auto messages = nlohmann::json::parse(exchange->request().body)["messages"];
     CHECK(messages.size() % 2 == 1);
   }
+}
+
+TEST_CASE("two chatterds with many prompts for the same conversations never wait for each other in a circle (3.13)", "[shared]") {
+  Two two;
+  two.world.ollama.answer_with(echo());
+  // Transactions that take long, so that those of the two meet.
+  two.world.database.run(
+      "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(0.005); RETURN NEW; END$$;"
+      " CREATE TRIGGER dawdle BEFORE INSERT ON chatts FOR EACH ROW EXECUTE FUNCTION dawdle()");
+  constexpr int kClients = 24, kRounds = 6;
+  std::barrier all_ready(kClients);
+  std::atomic<int> ok{0};
+  std::vector<std::thread> clients;
+  for (int client = 0; client < kClients; ++client) {
+    clients.emplace_back([&, client] {
+      for (int round = 0; round < kRounds; ++round) {
+        // Each conversation is new, and wanted by one client of either chatterd at once.
+        const std::string app = "app" + std::to_string(round) + "." + std::to_string(client / 2);
+        all_ready.arrive_and_wait();
+        try {
+          ok += exchange(two.endpoint_of(client), {"POST", "/llmchat/", chat_body(app, "p"), {}}).status() == 200 ? 1 : 0;
+        } catch (const std::exception&) {
+          // Counted as not ok.
+        }
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  CHECK(ok == kClients * kRounds);
+  // A session has counted its deadlocks once it has ended.
+  CHECK(two.second->stop() == 0);
+  two.world.stop();
+  REQUIRE(eventually([&] {
+    return two.world.database.value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()") == "0";
+  }));
+  CHECK(two.world.database.value("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == "0");
 }
 
 TEST_CASE("a request waits for a turn on another chatterd and has its reply in the history (3.13)", "[shared]") {

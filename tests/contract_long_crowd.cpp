@@ -1,7 +1,6 @@
 // Contract sections 3.7 and 3.9 for many long answers at once.
 #include <atomic>
 #include <mutex>
-#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "tests/long_answers.hpp"
@@ -15,7 +14,7 @@ TEST_CASE("many long streams at once are complete and in order, round after roun
     World world({{}, {}, tls});
     const auto line_of = [](const std::string& prompt, int i) { return token_line(prompt + "-" + std::to_string(i) + " "); };
     world.ollama.answer_with([=](Conn& conn) {
-      const std::string prompt = nlohmann::json::parse(conn.request().body)["messages"].back()["content"];
+      const std::string prompt = last_content(conn.request().body);
       conn.stream_head();
       for (int i = 0; i < kLines; ++i) {
         conn.line(line_of(prompt, i));
@@ -68,7 +67,7 @@ TEST_CASE("streams that Ollama breaks off in great number leave the others alone
   constexpr int kClients = 24, kRounds = 6, kLines = 14;
   World world;
   world.ollama.answer_with([](Conn& conn) {
-    const std::string prompt = nlohmann::json::parse(conn.request().body)["messages"].back()["content"];
+    const std::string prompt = last_content(conn.request().body);
     conn.stream_head();
     for (int i = 0; i < kLines; ++i) {
       conn.line(token_line(prompt));

@@ -3,10 +3,10 @@
 #include <atomic>
 #include <map>
 #include <mutex>
-#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "tests/contract_fixture.hpp"
+#include "tests/harness/vitals.hpp"
 
 using namespace contract;
 
@@ -100,11 +100,9 @@ std::map<std::string, int> stored(World& world) {
   return counts;
 }
 
-// Answers a prompt P with "re-P".
-void echo(Conn& conn) {
-  const auto messages = nlohmann::json::parse(conn.request().body)["messages"];
-  answer_tokens({"re-", messages.back()["content"].get<std::string>()})(conn);
-}
+// Some of the messages are not wanted by the table of a test.
+bool is_bad(const std::string& message) { return message.rfind("bad", 0) == 0; }
+std::string numbered_some_bad(int client, int turn) { return ((client * 7 + turn) % 5 == 0 ? "bad" : "") + numbered(client, turn); }
 
 // What a client's conversation holds after so many turns.
 std::string conversation_of(int client, int turns) {
@@ -136,15 +134,14 @@ TEST_CASE("chatts that are posted at once are each stored exactly once (2)", "[s
 TEST_CASE("of chatts posted at once only those that the database refuses are refused (3.3)", "[store]") {
   World world;
   world.database.run("ALTER TABLE chatts ADD CHECK (message NOT LIKE 'bad%')");
-  const auto is_bad = [](int client, int turn) { return (client * 7 + turn) % 5 == 0; };
-  Clients clients(world.endpoint, 32, 10, [=](int client, int turn) { return (is_bad(client, turn) ? "bad" : "") + numbered(client, turn); });
+  Clients clients(world.endpoint, 32, 10, numbered_some_bad);
   const auto all = clients.all();
   const auto counts = stored(world);
   CHECK(all.size() == 320);
   int good = 0;
   for (const Posted& posted : all) {
     INFO(posted.message << ": " << posted.status << " " << posted.body);
-    const bool bad = posted.message.rfind("bad", 0) == 0;
+    const bool bad = is_bad(posted.message);
     good += bad ? 0 : 1;
     CHECK(posted.status == (bad ? 400 : 200));
     CHECK((counts.count(posted.message) == 0) == bad);
@@ -220,7 +217,7 @@ TEST_CASE("when the database goes away amid many posts, each client is told the 
 
 TEST_CASE("prompts that come at once each get the answer to their own conversation, stored once and in order (3.2)", "[store]") {
   World world;
-  world.ollama.answer_with(echo);
+  world.ollama.answer_with(echo());
   constexpr int kClients = 24, kTurns = 6;
   Clients clients(world.endpoint, kClients, kTurns, numbered, prompt);
   for (const Posted& posted : clients.all()) {
@@ -250,14 +247,13 @@ TEST_CASE("prompts that come at once each get the answer to their own conversati
 
 TEST_CASE("of prompts that come at once only those that the database refuses are refused (3.3)", "[store]") {
   World world;
-  world.ollama.answer_with(echo);
+  world.ollama.answer_with(echo());
   world.database.run("ALTER TABLE chatts ADD CHECK (message NOT LIKE 'bad%')");
-  const auto is_bad = [](int client, int turn) { return (client * 7 + turn) % 5 == 0; };
-  Clients clients(world.endpoint, 24, 6, [=](int client, int turn) { return (is_bad(client, turn) ? "bad" : "") + numbered(client, turn); }, prompt);
+  Clients clients(world.endpoint, 24, 6, numbered_some_bad, prompt);
   int good = 0;
   for (const Posted& posted : clients.all()) {
     INFO(posted.message << ": " << posted.status << " " << posted.body);
-    const bool bad = posted.message.rfind("bad", 0) == 0;
+    const bool bad = is_bad(posted.message);
     good += bad ? 0 : 1;
     CHECK(posted.status == (bad ? 400 : 200));
     if (bad) CHECK(error_text(posted.body).find("does not accept") != std::string::npos);
@@ -267,7 +263,7 @@ TEST_CASE("of prompts that come at once only those that the database refuses are
 
 TEST_CASE("of prompts that come at once only the one whose conversation another chatterd works on waits (3.13)", "[store]") {
   World world({{"--turn-wait", "1"}});
-  world.ollama.answer_with(echo);
+  world.ollama.answer_with(echo());
   constexpr int kClients = 24, kTurns = 3, kHeldUp = 5;
   world.database.run("INSERT INTO chatterd_turns (appid, holder, until) VALUES ($1, gen_random_uuid(), now() + '1 h')", {app_of(kHeldUp)});
   Clients clients(world.endpoint, kClients, kTurns, numbered, prompt);
@@ -278,5 +274,26 @@ TEST_CASE("of prompts that come at once only the one whose conversation another 
   for (int client = 0; client < kClients; ++client) {
     const int turns = client == kHeldUp ? 0 : kTurns;
     CHECK(joined(world.database.wait_for_rows(app_of(client), size_t{2} * static_cast<size_t>(turns))) == conversation_of(client, turns));
+  }
+}
+
+TEST_CASE("prompts that come while others are being stored share a transaction, unless they are long (db.hpp)", "[store]") {
+  for (const bool are_long : {false, true}) {
+    INFO((are_long ? "long" : "short"));
+    World world;
+    world.ollama.answer_with(echo());
+    constexpr int kClients = 12;
+    const size_t threads = threads_of(world.chatterd->pid());
+    SqlConnection locker(world.database.conninfo());
+    locker.run("BEGIN");
+    locker.run("LOCK TABLE chatts IN SHARE MODE");
+    const std::string filling(are_long ? 200'000 : 0, 'x');
+    Clients clients(world.endpoint, kClients, 1, [=](int client, int turn) { return numbered(client, turn) + filling; }, prompt);
+    // Each of them has a thread of the pool.
+    REQUIRE(eventually([&] { return threads_of(world.chatterd->pid()) >= threads + kClients; }));
+    locker.run("COMMIT");
+    for (const Posted& posted : clients.all()) CHECK(posted.status == 200);
+    const std::string transactions = world.database.value("SELECT count(DISTINCT xmin::text) FROM chatts WHERE name = 'user'");
+    CHECK((transactions == std::to_string(kClients)) == are_long);
   }
 }

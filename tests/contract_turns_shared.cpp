@@ -49,19 +49,6 @@ std::string prep_body(const std::string& app) {
   return R"({"appID":")" + app + R"(","messages":[{"role":"system","content":"new"}]})";
 }
 
-std::string last_content(const std::string& body) {
-  return nlohmann::json::parse(body)["messages"].back()["content"].get<std::string>();
-}
-
-// Answers a prompt P with "re-P". A prompt that holds `mark` waits in mid-stream for the gate.
-Script echo(const std::string& mark = "none", const Gate& gate = {}) {
-  return [mark, gate](Conn& conn) {
-    const std::string prompt = last_content(conn.request().body);
-    if (prompt.find(mark) != std::string::npos) return answer_then_wait({"re-", prompt}, gate)(conn);
-    answer_tokens({"re-", prompt})(conn);
-  };
-}
-
 // As another chatterd would, had this one lost its turn because it was not renewed in time.
 void lose_turn(World& world, const std::string& app) {
   world.database.run("UPDATE chatterd_turns SET holder = gen_random_uuid(), until = now() WHERE appid = '" + app + "'");
@@ -129,7 +116,7 @@ TEST_CASE("two chatterds with many prompts for the same conversations never wait
   for (int client = 0; client < kClients; ++client) {
     clients.emplace_back([&, client] {
       for (int round = 0; round < kRounds; ++round) {
-        // Each conversation is new, and wanted by one client of either chatterd at once.
+        // Each conversation is new, and wanted by one client of each chatterd at once.
         const std::string app = "app" + std::to_string(round) + "." + std::to_string(client / 2);
         all_ready.arrive_and_wait();
         try {

@@ -67,4 +67,16 @@ Script answer_then_wait(std::vector<std::string> tokens, Gate gate) {
   };
 }
 
+std::string last_content(const std::string& body) {
+  return nlohmann::json::parse(body)["messages"].back()["content"].get<std::string>();
+}
+
+Script echo(const std::string& mark, const Gate& gate) {
+  return [mark, gate](Conn& conn) {
+    const std::string prompt = last_content(conn.request().body);
+    if (prompt.find(mark) != std::string::npos) return answer_then_wait({"re-", prompt}, gate)(conn);
+    answer_tokens({"re-", prompt})(conn);
+  };
+}
+
 }  // namespace harness

@@ -26,5 +26,9 @@ Script answer_pieces(std::vector<std::string> pieces);
 Script answer_document(int status, std::string body, std::string content_type = "application/json");
 // The headers and the tokens, then nothing until the gate opens, then the done line.
 Script answer_then_wait(std::vector<std::string> tokens, Gate gate);
+// The last message of a request to Ollama: the prompt.
+std::string last_content(const std::string& body);
+// Answers a prompt P with "re-P". A prompt that holds `mark` waits in mid-stream for the gate.
+Script echo(const std::string& mark = "none", const Gate& gate = {});
 
 }  // namespace harness

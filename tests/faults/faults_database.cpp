@@ -143,7 +143,9 @@ TEST_CASE("a database that answers 2 s late ends every call at its deadline", "[
 }
 
 TEST_CASE("a pool of 4 with 64 clients at once lets all of them wait a bounded time", "[fault][slow][database]") {
-  for (const int delay_ms : {0, 300}) {
+  // Late by a few hundred milliseconds, all have their turn within --db-timeout, for they share transactions; when each
+  // takes most of that time, only the first ones can.
+  for (const int delay_ms : {0, 300, 1500}) {
     SlowLink link(Database::server_port());
     World world({.arguments = {"--db-pool", "4"}, .database_port = link.port(), .events = kAwayEvents});
     // Whoever got through may hear so when nobody waits for the database any more.
@@ -161,7 +163,7 @@ TEST_CASE("a pool of 4 with 64 clients at once lets all of them wait a bounded t
            ms_text(world.log.slowest_ms()));
     CHECK(world.log.slowest_ms() < world.within_ms(3000));
     CHECK(world.log.count_status(200) + world.log.count_status(503) == 65);
-    if (delay_ms == 0) CHECK(world.log.count_status(503) == 0);
+    if (delay_ms < 1000) CHECK(world.log.count_status(503) == 0);
     else CHECK(world.log.count_status(503) > 0);
     world.finish();
   }

@@ -24,6 +24,9 @@ constexpr auto kIdleMax = std::chrono::seconds(5);
 constexpr size_t kIdleKept = 1;
 // Batches of changes under way at once: while one is being committed the next is sent.
 constexpr size_t kBatchesMax = 2;
+// A change waits so long for those; then they are held up, by a lock or a slow disk, and it goes ahead without them,
+// with those that wait like it. Many times what a commit takes, and little of --db-timeout.
+constexpr auto kBatchPatience = milliseconds(100);
 // Changes in one batch; beyond that sharing a commit saves little more.
 constexpr size_t kBatchChangesMax = 64;
 // Bytes of one batch's parameters, if it is not one change alone: libpq keeps a buffer for all of them. Short
@@ -207,18 +210,26 @@ Database::Results Database::run_together(const std::vector<Execution>& execution
       changes_.push_back(&self);
     }
   }
-  if (!self.wait(self.deadline)) {
-    {
-      const std::lock_guard lock(changes_mutex_);
-      if (std::erase(changes_, &self) == 1) return pool_was_full();
+  while (!self.wait(Deadline::earlier(self.deadline, Deadline::after(kBatchPatience)))) {
+    std::unique_lock lock(changes_mutex_);
+    const auto place = std::find(changes_.begin(), changes_.end(), &self);
+    if (place == changes_.end()) {
+      lock.unlock();
+      self.wait(Deadline::never());  // it is under way, and ends by a deadline that is not later
+    } else if (self.deadline.passed()) {
+      changes_.erase(place);
+      return pool_was_full();
+    } else if (batches_ + 1 < settings_.connections_max) {  // one connection stays for what is no change
+      changes_.erase(place);
+      ++batches_;
+      self.state = State::leading;
     }
-    self.wait(Deadline::never());  // it is under way, and ends by a deadline that is not later
   }
   if (self.state == State::leading) {
     const std::vector<Change*> batch = next_batch(&self);
     share(run_batch(batch), batch);
     const std::lock_guard lock(changes_mutex_);
-    if (changes_.empty()) {
+    if (changes_.empty() || batches_ > kBatchesMax) {
       --batches_;
     } else {
       changes_.front()->move_on(State::leading);

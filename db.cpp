@@ -201,30 +201,7 @@ struct Database::Change {
 Database::Results Database::run_together(const std::vector<Execution>& executions) {
   using State = Change::State;
   Change self(executions, call_deadline());
-  {
-    const std::lock_guard lock(changes_mutex_);
-    if (batches_ < kBatchesMax) {
-      ++batches_;
-      self.state = State::leading;
-    } else {
-      changes_.push_back(&self);
-    }
-  }
-  while (!self.wait(Deadline::earlier(self.deadline, Deadline::after(kBatchPatience)))) {
-    std::unique_lock lock(changes_mutex_);
-    const auto place = std::find(changes_.begin(), changes_.end(), &self);
-    if (place == changes_.end()) {
-      lock.unlock();
-      self.wait(Deadline::never());  // it is under way, and ends by a deadline that is not later
-    } else if (self.deadline.passed()) {
-      changes_.erase(place);
-      return pool_was_full();
-    } else if (batches_ + 1 < settings_.connections_max) {  // one connection stays for what is no change
-      changes_.erase(place);
-      ++batches_;
-      self.state = State::leading;
-    }
-  }
+  if (!join_batch(self)) return pool_was_full();
   if (self.state == State::leading) {
     const std::vector<Change*> batch = next_batch(&self);
     share(run_batch(batch), batch);
@@ -238,6 +215,34 @@ Database::Results Database::run_together(const std::vector<Execution>& execution
   }
   if (self.state == State::alone) return run(executions, self.deadline);
   return std::move(self.results);
+}
+
+// Returns when the change is to lead a batch or another's has ended with it. False: it is in none, and its time is over.
+bool Database::join_batch(Change& self) {
+  {
+    const std::lock_guard lock(changes_mutex_);
+    if (batches_ < kBatchesMax) {
+      ++batches_;
+      self.state = Change::State::leading;
+      return true;
+    }
+    changes_.push_back(&self);
+  }
+  while (!self.wait(Deadline::earlier(self.deadline, Deadline::after(kBatchPatience)))) {
+    std::unique_lock lock(changes_mutex_);
+    const bool too_late = self.deadline.passed();
+    // One connection stays for what is no change.
+    if (!too_late && batches_ + 1 >= settings_.connections_max) continue;
+    if (std::erase(changes_, &self) == 0) {
+      lock.unlock();
+      self.wait(Deadline::never());  // it is under way, and ends by a deadline that is not later
+      return true;
+    }
+    if (too_late) return false;
+    ++batches_;
+    self.state = Change::State::leading;
+  }
+  return true;
 }
 
 std::vector<Database::Change*> Database::next_batch(Change* leader) {

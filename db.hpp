@@ -226,8 +226,9 @@ class Database {
   Results run(const std::vector<db_internal::Execution>& executions, Deadline deadline);
   Results try_run(const std::vector<db_internal::Execution>& executions, Deadline deadline);
   Results run_together(const std::vector<db_internal::Execution>& executions);
-  Results run_batch(const std::vector<Change*>& batch);
+  bool join_batch(Change& self);
   std::vector<Change*> next_batch(Change* leader);
+  Results run_batch(const std::vector<Change*>& batch);
   static void share(Results results, const std::vector<Change*>& batch);
 
   const Settings settings_;

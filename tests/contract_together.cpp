@@ -301,27 +301,23 @@ TEST_CASE("prompts that come while others are being stored share a transaction, 
 TEST_CASE("changes that wait for a lock in the database hold up no others for long (db.hpp)", "[store]") {
   World world({{"--db-timeout", "20"}});
   world.ollama.answer_with(echo());
-  constexpr int kHeldUp = 3, kOthers = 3;
-  SqlConnection locker(world.database.conninfo());
+  constexpr int kHeldUp = 3, kOthers = 3;  // the first two would have all places for transactions
   for (int client = 0; client < kHeldUp; ++client) {
     world.database.run("INSERT INTO chatterd_turns (appid, holder, until) VALUES ($1, gen_random_uuid(), now())", {app_of(client)});
   }
+  SqlConnection locker(world.database.conninfo());
   locker.run("BEGIN");
   locker.run("SELECT FROM chatterd_turns FOR UPDATE");
-  std::vector<std::unique_ptr<Clients>> held_up;
-  for (int client = 0; client < kHeldUp; ++client) {
-    held_up.push_back(std::make_unique<Clients>(world.endpoint, 1, 1, numbered, [client](int, const std::string& message) { return prompt(client, message); }));
-    // Each in a transaction of its own.
-    REQUIRE(eventually([&] {
-      return world.database.value("SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'",
-                                  {world.database.name()}) == std::to_string(client + 1);
-    }));
-  }
+  Clients held_up(world.endpoint, kHeldUp, 1, numbered, prompt);
+  REQUIRE(eventually([&] {
+    return world.database.value("SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'", {world.database.name()}) ==
+           std::to_string(kHeldUp);
+  }));
   Clients others(world.endpoint, kOthers, 2, numbered, [](int client, const std::string& message) { return prompt(kHeldUp + client, message); });
   for (const Posted& posted : others.all()) {
     INFO(posted.message << ": " << posted.status << " after " << posted.ms << " ms: " << posted.body);
     CHECK(posted.status == 200);
   }
   locker.run("COMMIT");
-  for (const auto& clients : held_up) CHECK(clients->all().front().status == 200);
+  for (const Posted& posted : held_up.all()) CHECK(posted.status == 200);
 }

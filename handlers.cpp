@@ -236,4 +236,5 @@ void register_routes(Server& server, Services& services) {
     if (response.body.empty() && !Exchange::current().streaming()) reply_error(response, response.status, "The request is malformed.");
   });
   server.answer_at_once("/");
+  server.make_ready_by([&services] { services.ollama.connect_ahead(); });
 }

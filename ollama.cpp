@@ -25,11 +25,25 @@ constexpr int kNoModelStatus = 404;
 constexpr auto kConnectMax = std::chrono::seconds(5);
 // Kept connections save a connect a turn; idle for longer they are closed, so that a burst leaves nothing after 10 s.
 constexpr auto kIdleMax = std::chrono::seconds(7);
+// For clients that come at once. What they take is replaced when their answers are under way.
+constexpr size_t kConnectedAhead = 2;
 // A name's addresses are asked for again after this time.
 constexpr auto kResolvedFor = std::chrono::seconds(30);
 
 socklen_t length_of(const sockaddr_storage& address) {
   return address.ss_family == AF_INET6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
+}
+
+// Null: errno says why.
+UniqueFd new_socket(const sockaddr_storage& address) {
+  UniqueFd fd(::socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  const int on = 1;
+  if (fd) ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  return fd;
+}
+
+bool connect_to(const UniqueFd& fd, const sockaddr_storage& address) {
+  return ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), length_of(address)) == 0;
 }
 
 }  // namespace
@@ -151,15 +165,13 @@ Generation::Event Generation::connect_next() {
   if (ways_.empty()) return fail(Event::unreachable, std::move(connect_error_));
   const sockaddr_storage address = ways_.front();
   ways_.erase(ways_.begin());
-  fd_.reset(::socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  fd_ = new_socket(address);
   if (!fd_) {
     note(errno_text(errno));  // no fault of that address
     abandon();
     return Event::unreachable;
   }
-  const int on = 1;
-  ::setsockopt(fd_.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-  if (::connect(fd_.get(), reinterpret_cast<const sockaddr*>(&address), length_of(address)) == 0) {
+  if (connect_to(fd_, address)) {
     step_ = Step::send;
   } else if (errno == EINPROGRESS) {
     step_ = Step::connecting;
@@ -352,11 +364,33 @@ UniqueFd Ollama::take_idle(size_t upstream) {
   while (!idle.empty()) {
     UniqueFd fd = std::move(idle.back().fd);
     idle.pop_back();
-    // An idle connection has nothing to say: if it has, that is its end.
-    pollfd watched{fd.get(), POLLIN, 0};
-    if (::poll(&watched, 1, 0) == 0) return fd;
+    // An idle connection has nothing to say: if it has, that is its end. One made ahead may not be there yet.
+    pollfd watched{fd.get(), POLLIN | POLLOUT, 0};
+    if (::poll(&watched, 1, 0) == 1 && watched.revents == POLLOUT) return fd;
   }
   return UniqueFd();
+}
+
+void Ollama::connect_ahead() {
+  for (size_t i = 0; i < upstreams_.size(); ++i) {
+    std::vector<sockaddr_storage> ways;
+    {
+      const std::lock_guard lock(mutex_);
+      const Upstream& upstream = upstreams_[i];
+      if (upstream.idle.size() >= kConnectedAhead || choice_.rests(i) || Clock::now() - upstream.resolved_at >= kResolvedFor) continue;
+      ways = upstream.resolved;
+    }
+    for (const sockaddr_storage& address : ways) {
+      UniqueFd fd = new_socket(address);
+      if (!fd || (!connect_to(fd, address) && errno != EINPROGRESS)) continue;
+      // On this machine a refusal is there at once, as of a name that also stands for an address which nobody listens at.
+      pollfd watched{fd.get(), POLLOUT, 0};
+      if (::poll(&watched, 1, 0) == 1 && watched.revents != POLLOUT) continue;
+      const std::lock_guard lock(mutex_);
+      upstreams_[i].idle.push_back({std::move(fd), Clock::now()});
+      break;
+    }
+  }
 }
 
 void Ollama::close_idle() {

@@ -149,6 +149,8 @@ class Ollama {
   std::vector<OllamaState> addresses();
   /// Closes connections that nobody has used for a while; call it about once a second.
   void close_idle();
+  /// Begins to connect for requests to come, where few connections are idle, and waits for nothing.
+  void connect_ahead();
 
  private:
   friend class Generation;

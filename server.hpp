@@ -149,6 +149,9 @@ class Server : public httplib::Server {
   /// A connection's first request is answered by its greeter, not by a worker, if it is a GET of this path: to hand it over
   /// costs more than the answer. Its handler must wait for nothing. Before start().
   void answer_at_once(std::string path) { answered_at_once_ = std::move(path); }
+  /// The thread of an answer that goes on without it makes ready what the next requests will need: a thread, and what
+  /// `make` makes, which waits for nothing and does not throw. Before start().
+  void make_ready_by(std::function<void()> make) { make_ready_ = std::move(make); }
   /// Starts the pump's express thread (pump.hpp) and those of the lender, which inherit the caller's scheduling: it is to
   /// be real time. Before start(), if at all.
   void use_real_time();
@@ -235,6 +238,7 @@ class Server : public httplib::Server {
   std::atomic<size_t> connections_max_;
   const size_t threads_max_;  // at the start
   std::string answered_at_once_;
+  std::function<void()> make_ready_;
   Live<Connection::Limits> limits_;
   Live<SslContext> tls_;
   std::mutex listener_mutex_;  // held while a greeter accepts, and when the listener goes from one to the other

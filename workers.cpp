@@ -11,6 +11,8 @@ namespace {
 
 // Long enough to carry a busy server over a lull, short enough that a burst leaves nothing behind after 10 s.
 constexpr auto kIdleMax = std::chrono::seconds(7);
+// For clients that come at once. What they take is replaced when their answers are under way.
+constexpr size_t kStartedAhead = 2;
 
 }  // namespace
 
@@ -45,6 +47,12 @@ void Workers::set_threads_max(size_t threads_max) {
   threads_max_ = threads_max;
   // With threads at work a queue is taken up as they come free; the new ones help.
   while (!queue_.empty() && threads_.size() < threads_max_ && start_thread(queue_.front())) queue_.pop_front();
+}
+
+void Workers::start_ahead() {
+  const std::lock_guard lock(mutex_);
+  Job none;
+  if (sleepers_.size() < kStartedAhead && queue_.empty() && threads_.size() < threads_max_) start_thread(none);
 }
 
 size_t Workers::threads() {
@@ -84,6 +92,7 @@ bool Workers::start_thread(Job& job) {
 void Workers::run(std::list<std::thread>::iterator self, Job job) {
   ::pthread_setname_np(::pthread_self(), "worker");
   const auto sleeper = std::make_shared<Sleeper>();
+  if (!job) job = next_job(sleeper);
   while (job) {
     serve_(std::move(job));
     job = next_job(sleeper);

@@ -36,6 +36,8 @@ class Workers {
   size_t threads_max();
   /// How many jobs wait for a thread.
   size_t waiting();
+  /// Starts a thread for jobs to come, if few sleep and there may be more.
+  void start_ahead();
   /// Whether more work would get a thread at once.
   bool can_grow();
 

@@ -232,6 +232,19 @@ TEST_CASE("a client that asks for / only takes no worker, nor does one that leav
   CHECK(world.metric("chatterd_worker_threads") == 0);
 }
 
+TEST_CASE("while answers are under way a thread waits for the next request", "[admin]") {
+  AdminWorld world;
+  const Gate gate;
+  world.ollama.answer_with(answer_then_wait({"a"}, gate));
+  std::vector<std::unique_ptr<Stream>> streams;
+  for (int under_way = 1; under_way <= 3; ++under_way) {
+    streams.push_back(std::make_unique<Stream>(world.endpoint, chat_body(fresh_app(), "x")));
+    streams.back()->events(1);
+    CHECK(world.becomes("chatterd_worker_threads", under_way + 1));
+  }
+  gate.open();
+}
+
 TEST_CASE("a stream's lines, bytes and times to the first token are counted", "[admin]") {
   AdminWorld world;
   const Gate gate;

@@ -283,3 +283,19 @@ TEST_CASE("a kept connection that dies when it is used again is tried once more 
     }
   }
 }
+
+TEST_CASE("while answers are under way a connection to Ollama waits for the next request (3.4)", "[upstream]") {
+  World world;
+  const Gate gate;
+  world.ollama.answer_with(answer_then_wait({"a"}, gate));
+  std::vector<std::unique_ptr<Stream>> streams;
+  for (int turn = 0; turn < 3; ++turn) {
+    const int connections = world.ollama.connections();
+    streams.push_back(std::make_unique<Stream>(world.endpoint, chat_body(fresh_app(), "x")));
+    streams.back()->events(1);
+    const int connection = world.ollama.exchanges().back()->request().connection;
+    if (turn > 0) CHECK(connection == connections);
+    CHECK(eventually([&] { return world.ollama.connections() == connection + 1; }));
+  }
+  gate.open();
+}

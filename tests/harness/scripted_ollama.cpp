@@ -243,7 +243,6 @@ std::shared_ptr<Exchange> ScriptedOllama::wait_for_request(std::string_view text
 }
 
 void ScriptedOllama::accept_connections() {
-  int count = 0;
   while (!stopping_) {
     workers_.remove_if([](Worker& worker) {
       if (!worker.ended) return false;
@@ -257,7 +256,7 @@ void ScriptedOllama::accept_connections() {
     ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     Worker& worker = workers_.emplace_back();
     worker.fd = std::move(fd);
-    worker.thread = std::thread([this, &worker, number = ++count] {
+    worker.thread = std::thread([this, &worker, number = ++connections_] {
       serve(worker, number);
       worker.fd.close();
       worker.ended = true;

@@ -112,6 +112,8 @@ class ScriptedOllama {
   // GET /api/version and /api/tags; an empty script means the healthy answers.
   void answer_health_with(Script script);
 
+  // Connections taken so far, the closed ones too.
+  [[nodiscard]] int connections() const { return connections_; }
   // The requests so far, health checks left out, oldest first.
   [[nodiscard]] std::vector<std::shared_ptr<Exchange>> exchanges() const;
   // Those whose body holds `text` (an appID never reaches Ollama: use the model's name or the prompt).
@@ -132,6 +134,7 @@ class ScriptedOllama {
   Fd listener_;
   int port_ = 0;
   std::atomic<bool> stopping_{false};
+  std::atomic<int> connections_{0};
   mutable std::mutex mutex_;
   Script script_;                                     // guarded by mutex_
   Script health_script_;                              // guarded by mutex_

@@ -52,7 +52,7 @@ void Workers::set_threads_max(size_t threads_max) {
 void Workers::start_ahead() {
   const std::lock_guard lock(mutex_);
   Job none;
-  if (sleepers_.size() < kStartedAhead && queue_.empty() && threads_.size() < threads_max_) start_thread(none);
+  if (sleepers_.size() + starting_ < kStartedAhead && queue_.empty() && threads_.size() < threads_max_ && start_thread(none)) ++starting_;
 }
 
 size_t Workers::threads() {
@@ -84,7 +84,7 @@ bool Workers::start_thread(Job& job) {
     return true;
   } catch (const std::system_error& error) {
     threads_.erase(self);
-    LogLine(LogLevel::warning, "no_new_thread").add("reason", errno_text(error.code().value())).add("threads", threads_.size());
+    if (job) LogLine(LogLevel::warning, "no_new_thread").add("reason", errno_text(error.code().value())).add("threads", threads_.size());
     return false;
   }
 }
@@ -92,7 +92,13 @@ bool Workers::start_thread(Job& job) {
 void Workers::run(std::list<std::thread>::iterator self, Job job) {
   ::pthread_setname_np(::pthread_self(), "worker");
   const auto sleeper = std::make_shared<Sleeper>();
-  if (!job) job = next_job(sleeper);
+  if (!job) {
+    {
+      const std::lock_guard lock(mutex_);
+      --starting_;
+    }
+    job = next_job(sleeper);
+  }
   while (job) {
     serve_(std::move(job));
     job = next_job(sleeper);

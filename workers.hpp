@@ -59,6 +59,7 @@ class Workers {
   std::list<std::thread> threads_;
   std::list<std::thread> finished_;  // ended or about to, not yet joined
   std::vector<std::shared_ptr<Sleeper>> sleepers_;  // the last to fall asleep is at the back
+  size_t starting_ = 0;  // ahead, and not yet asleep
   std::deque<Job> queue_;
   bool stopping_ = false;
 };

@@ -109,7 +109,7 @@ Wake Exchange::carry(int fd, Deadline deadline, const std::function<Step()>& ste
       const Wake wake = carry_hurried(fd, deadline, step);
       if (!reading_) return wake;
     }
-    // Nobody waits for this thread now, and a new client's first token waits for a tenth less time with these at hand.
+    // Nobody waits for this thread now, but a new client would wait for these to be made.
     server_.workers_->start_ahead();
     if (server_.make_ready_) server_.make_ready_();
     release_unused_stack();

@@ -108,10 +108,10 @@ Wake Exchange::carry(int fd, Deadline deadline, const std::function<Step()>& ste
     if (!reading_) {
       const Wake wake = carry_hurried(fd, deadline, step);
       if (!reading_) return wake;
+      // Nobody waits for this thread now, but a new client would wait for these to be made.
+      server_.workers_->start_ahead();
+      if (server_.make_ready_) server_.make_ready_();
     }
-    // Nobody waits for this thread now, but a new client would wait for these to be made.
-    server_.workers_->start_ahead();
-    if (server_.make_ready_) server_.make_ready_();
     release_unused_stack();
     bool more = true;
     std::exception_ptr thrown;  // goes on on this thread, where it concerns this request only

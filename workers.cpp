@@ -51,8 +51,10 @@ void Workers::set_threads_max(size_t threads_max) {
 
 void Workers::start_ahead() {
   const std::lock_guard lock(mutex_);
+  if (sleepers_.size() >= kStartedAhead || !queue_.empty() || threads_.size() >= threads_max_) return;
   Job none;
-  if (sleepers_.size() + starting_ < kStartedAhead && queue_.empty() && threads_.size() < threads_max_ && start_thread(none)) ++starting_;
+  // It counts as asleep before it is: a job that it is given meanwhile it finds.
+  if (auto started = start_thread(none)) sleepers_.push_back(std::move(started));
 }
 
 size_t Workers::threads() {
@@ -75,29 +77,26 @@ bool Workers::can_grow() {
   return threads_.size() < threads_max_;
 }
 
-bool Workers::start_thread(Job& job) {
+std::shared_ptr<Workers::Sleeper> Workers::start_thread(Job& job) {
+  auto sleeper = std::make_shared<Sleeper>();
   const auto self = threads_.emplace(threads_.end());
   try {
     // *self is set before the new thread can end, which takes the lock that the caller holds.
-    *self = std::thread([this, self, raw = job.get()] { run(self, Job(raw)); });
+    *self = std::thread([this, self, sleeper, raw = job.get()] { run(self, sleeper, Job(raw)); });
     static_cast<void>(job.release());
-    return true;
+    return sleeper;
   } catch (const std::system_error& error) {
     threads_.erase(self);
     if (job) LogLine(LogLevel::warning, "no_new_thread").add("reason", errno_text(error.code().value())).add("threads", threads_.size());
-    return false;
+    return nullptr;
   }
 }
 
-void Workers::run(std::list<std::thread>::iterator self, Job job) {
+void Workers::run(std::list<std::thread>::iterator self, const std::shared_ptr<Sleeper>& sleeper, Job job) {
   ::pthread_setname_np(::pthread_self(), "worker");
-  const auto sleeper = std::make_shared<Sleeper>();
   if (!job) {
-    {
-      const std::lock_guard lock(mutex_);
-      --starting_;
-    }
-    job = next_job(sleeper);
+    std::unique_lock lock(mutex_);
+    job = sleep(lock, sleeper);
   }
   while (job) {
     serve_(std::move(job));
@@ -124,6 +123,11 @@ Workers::Job Workers::next_job(const std::shared_ptr<Sleeper>& self) {
   }
   if (stopping_) return nullptr;
   sleepers_.push_back(self);
+  return sleep(lock, self);
+}
+
+// Of one of sleepers_.
+Workers::Job Workers::sleep(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Sleeper>& self) {
   self->wake.wait_for(lock, kIdleMax, [&] { return self->job != nullptr || stopping_; });
   if (!self->job) std::erase(sleepers_, self);
   return std::move(self->job);

@@ -47,9 +47,10 @@ class Workers {
     Job job;
   };
 
-  void run(std::list<std::thread>::iterator self, Job job);
-  bool start_thread(Job& job);
+  void run(std::list<std::thread>::iterator self, const std::shared_ptr<Sleeper>& sleeper, Job job);
+  std::shared_ptr<Sleeper> start_thread(Job& job);
   Job next_job(const std::shared_ptr<Sleeper>& self);
+  Job sleep(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Sleeper>& self);
 
   const std::function<void(Job)> serve_;
   std::mutex mutex_;
@@ -59,7 +60,6 @@ class Workers {
   std::list<std::thread> threads_;
   std::list<std::thread> finished_;  // ended or about to, not yet joined
   std::vector<std::shared_ptr<Sleeper>> sleepers_;  // the last to fall asleep is at the back
-  size_t starting_ = 0;  // ahead, and not yet asleep
   std::deque<Job> queue_;
   bool stopping_ = false;
 };

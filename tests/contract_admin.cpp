@@ -232,7 +232,7 @@ TEST_CASE("a client that asks for / only takes no worker, nor does one that leav
   CHECK(world.metric("chatterd_worker_threads") == 0);
 }
 
-TEST_CASE("while answers are under way a thread waits for the next request", "[admin]") {
+TEST_CASE("while answers are under way a thread waits for the next request (workers.hpp)", "[admin]") {
   AdminWorld world;
   const Gate gate;
   world.ollama.answer_with(answer_then_wait({"a"}, gate));

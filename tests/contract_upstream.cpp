@@ -284,7 +284,7 @@ TEST_CASE("a kept connection that dies when it is used again is tried once more 
   }
 }
 
-TEST_CASE("while answers are under way a connection to Ollama waits for the next request (3.4)", "[upstream]") {
+TEST_CASE("while answers are under way a connection to Ollama waits for the next request (ollama.hpp)", "[upstream]") {
   World world;
   const Gate gate;
   world.ollama.answer_with(answer_then_wait({"a"}, gate));

@@ -65,23 +65,27 @@ need_packages() {
   rm -f "$log"
 }
 
-# Sets $promtool to Prometheus' checker of metrics and rules: an installed one, or that of Debian's package
-# prometheus in build/tools. The package itself is not installed: that would start a server.
+# Sets $promtool to Prometheus' checker of metrics and rules: an installed one, or that of Debian in build/tools,
+# from its package promtool or, before Debian 14, prometheus. That is not installed: it would start a server.
 need_promtool() {
   local folder=$checkout/build/tools new log
   promtool=$(command -v promtool) || promtool=$folder/promtool
   [[ ! -x $promtool ]] || return 0
-  say "Downloading Debian's package prometheus for its promtool"
+  say "Downloading Debian's promtool"
   mkdir -p "$folder"
   log=$folder/apt-get.log
   new=$(mktemp -d "$folder/new.XXXXXX")
-  (cd "$new" && apt-get download prometheus) >"$log" 2>&1 ||
-    { apt_get update && cd "$new" && apt-get download prometheus; } >>"$log" 2>&1 ||
-    die "apt-get could not download the package prometheus (its output: $log)"
-  dpkg-deb --fsys-tarfile "$new"/prometheus_*.deb | tar -x -C "$new" ./usr/bin/promtool
+  download_promtool "$new" >"$log" 2>&1 ||
+    { apt_get update && download_promtool "$new"; } >>"$log" 2>&1 ||
+    die "apt-get could not download promtool, nor prometheus, which has it on older systems (its output: $log)"
+  dpkg-deb --fsys-tarfile "$new"/prom*.deb | tar -x -C "$new" ./usr/bin/promtool
   mv "$new/usr/bin/promtool" "$promtool"
   rm -rf "$new"
 }
+
+download_promtool() (
+  cd "$1" && { apt-get download promtool || apt-get download prometheus; }
+)
 
 apt_get() {
   # The timeout: on a fresh virtual machine the system's own updates often hold the lock for a minute.

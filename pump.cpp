@@ -230,7 +230,7 @@ std::optional<Wake> Pump::carry(int fd, int client_fd, Deadline deadline, const 
     stream.hurried_pieces = 0;
     watched = loop.watch(client_fd, EPOLLRDHUP, &stream.client) && loop.watch(fd, EPOLLIN, &stream.upstream);
     if (watched && !loop.stopping()) {
-      const auto is_back = [&stream = stream] { return stream.step == nullptr; };
+      const auto is_back = [&lent = stream] { return lent.step == nullptr; };
       if (!stream.back.wait_until(lock, deadline.at(), is_back)) stream.end(Wake::timed_out);
     } else {
       stream.end(Wake::stopping);

@@ -45,7 +45,7 @@ std::string decode_chunks(const std::string& text, size_t piece_bytes) {
 
 TEST_CASE("a request is the same however its bytes arrive", "[http1]") {
   const std::string text = post("Transfer-Encoding: chunked\r\n", "3\r\nabc\r\nA;x=y\r\n0123456789\r\n0\r\nT: t\r\n\r\n");
-  const size_t piece_bytes = GENERATE(1, 2, 3, 7, 1000);
+  const size_t piece_bytes = GENERATE(1u, 2u, 3u, 7u, 1000u);
   const RequestReader reader = read(text, piece_bytes);
   REQUIRE(reader.state() == State::complete);
   CHECK(reader.body() == "abc0123456789");
@@ -134,7 +134,7 @@ TEST_CASE("a method that the library does not know reaches it as one that no rou
 }
 
 TEST_CASE("a chunked body is decoded wherever its pieces are cut", "[http1]") {
-  const size_t piece_bytes = GENERATE(1, 2, 5, 100);
+  const size_t piece_bytes = GENERATE(1u, 2u, 5u, 100u);
   CHECK(decode_chunks("3\r\nabc\r\n1F\r\n0123456789012345678901234567890\r\n0\r\n\r\n", piece_bytes).find("abc0123456789012345678901234567890|") == 0);
   CHECK(decode_chunks("3\r\nab", piece_bytes) == "ab...");
 }

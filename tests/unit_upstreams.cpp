@@ -32,7 +32,7 @@ TEST_CASE("the address with the fewest generations is chosen, among equals the f
   Choice choice(3);
   CHECK(choice.turn() == 0);
   CHECK(choice.turn() == 0);
-  for (const size_t expected : {0, 1, 2, 0, 1, 2}) CHECK(choice.begin() == expected);
+  for (const size_t expected : {0u, 1u, 2u, 0u, 1u, 2u}) CHECK(choice.begin() == expected);
   choice.upstreams.leave(2);
   CHECK(choice.begin() == 2);
   CHECK(choice.upstreams.running(2) == 2);
@@ -93,7 +93,7 @@ TEST_CASE("many turns that fail at the same time make one rest", "[upstreams]") 
 
 TEST_CASE("when all rest, the one whose rest is over soonest is tried at once, unless the turn has an answer", "[upstreams]") {
   Choice choice(3);
-  for (const size_t upstream : {1, 0, 2}) {
+  for (const size_t upstream : {1u, 0u, 2u}) {
     choice.upstreams.fail(upstream, choice.now);
     choice.now += milliseconds(10);
   }

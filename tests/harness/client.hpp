@@ -51,8 +51,8 @@ struct Response {
 struct Request {
   std::string method = "GET";
   std::string path = "/";
-  std::string body;
-  Headers headers;  // added to Host, and to Content-Length where there is a body or the method is POST
+  std::string body = {};
+  Headers headers = {};  // added to Host, and to Content-Length where there is a body or the method is POST
 };
 
 // The bytes of a request. `with_length` false leaves Content-Length to the caller.

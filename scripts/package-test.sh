@@ -166,6 +166,7 @@ prepare_machine() {
     >"$root/etc/systemd/system/package-test.service"
   mkdir -p "$root/etc/systemd/system/default.target.wants"
   ln -sf ../package-test.service "$root/etc/systemd/system/default.target.wants/"
+  : >"$root/root/result"  # so that a machine that does not even boot has one, which lacks its end
 }
 
 run_machine() {
@@ -183,7 +184,7 @@ run_machine() {
   passed=$((passed + $(grep -c '^ok: ' "$work/machine/root/result" || true)))
   failed=$((failed + $(grep -c '^FAILED: ' "$work/machine/root/result" || true)))
   [[ $(tail -n 1 "$work/machine/root/result") == 'The end' ]] ||
-    { failed=$((failed + 1)) && say 'FAILED: the machine came to the end of its tests'; }
+    { failed=$((failed + 1)) && tail -n 25 "$work/machine.log" && say 'FAILED: the machine came to the end of its tests'; }
 }
 
 need_packages debootstrap systemd-container dpkg

@@ -66,7 +66,7 @@ need_packages() {
 }
 
 # Sets $promtool to Prometheus' checker of metrics and rules: an installed one, or that of Debian in build/tools,
-# from its package promtool or, before Debian 14, prometheus. That is not installed: it would start a server.
+# from its package promtool or, before Debian 14, prometheus. Neither is installed: the latter would start a server.
 need_promtool() {
   local folder=$checkout/build/tools new log
   promtool=$(command -v promtool) || promtool=$folder/promtool

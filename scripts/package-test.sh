@@ -183,8 +183,10 @@ run_machine() {
   grep -v -e '^ok: ' -e '^The end$' "$work/machine/root/result" || true
   passed=$((passed + $(grep -c '^ok: ' "$work/machine/root/result" || true)))
   failed=$((failed + $(grep -c '^FAILED: ' "$work/machine/root/result" || true)))
-  [[ $(tail -n 1 "$work/machine/root/result") == 'The end' ]] ||
-    { failed=$((failed + 1)) && tail -n 25 "$work/machine.log" && say 'FAILED: the machine came to the end of its tests'; }
+  if [[ $(tail -n 1 "$work/machine/root/result") != 'The end' ]]; then
+    tail -n 25 "$work/machine.log"
+    failed=$((failed + 1)) && say 'FAILED: the machine came to the end of its tests'
+  fi
 }
 
 need_packages debootstrap systemd-container dpkg

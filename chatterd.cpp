@@ -208,8 +208,8 @@ int run(const Config& config, const std::vector<std::string>& arguments, const E
   set_log_format(*log_format_of(config.log_format));
   const sigset_t signals = block_signals();
   ServiceManager manager;
-  auto passed_socket = take_passed_socket();
-  if (!passed_socket.ok()) return fail(passed_socket.error());
+  auto passed = take_passed();
+  if (!passed.ok()) return fail(passed.error());
   auto addresses = OllamaAddress::parse_list(config.ollama);
   if (!addresses.ok()) return refuse_configuration("--ollama: " + addresses.error());
   SslContext tls;
@@ -231,9 +231,9 @@ int run(const Config& config, const std::vector<std::string>& arguments, const E
   register_routes(server, services);
   Health health(database, ollama);
   Admin admin(server, services, health, kVersion);
-  // The last things that may need root: the ports and the state folder.
-  if (passed_socket.value()) {
-    server.adopt(std::move(passed_socket.value()));
+  // The last things that may need root: the ports, the state folder, the device of the processors' latency, real time.
+  if (passed.value().socket) {
+    server.adopt(std::move(passed.value().socket));
   } else if (const auto problem = server.bind()) {
     return fail(*problem);
   }
@@ -244,6 +244,12 @@ int run(const Config& config, const std::vector<std::string>& arguments, const E
   if (const auto problem = spool.open(state_folder, database_name(conninfo), database.run())) {
     if (!config.state_dir.empty()) return refuse_configuration(*problem);
     LogLine(LogLevel::warning, "no_state_folder").add("reason", *problem);
+  }
+  UniqueFd cpu_latency = passed.value().cpu_latency ? std::move(passed.value().cpu_latency) : cpu_dma_latency();
+  if (cpu_latency) {
+    server.use_cpu_latency(std::move(cpu_latency));
+  } else {
+    LogLine(LogLevel::debug, "no_cpu_latency");
   }
   {
     const RealTime real_time;

@@ -39,6 +39,8 @@ void Server::keep_door() {
         clients_came = true;
       } else if (who == &door_pulse_) {
         door_pulse_.answer();
+      } else if (who == &cpu_latency_) {
+        cpu_latency_->restore_if_due();
       } else {
         open(take(static_cast<Connection*>(who)));
       }
@@ -91,6 +93,7 @@ Server::Held Server::accept_one() {
   if (connections_ < connections_max_) {
     std::string address;
     if (UniqueFd socket = accept_socket(address)) {
+      if (cpu_latency_) cpu_latency_->shorten();
       watch(greeting_, EPOLL_CTL_MOD, listener_.get(), EPOLLIN | EPOLLONESHOT, &listener_);
       Held connection = admit(std::move(socket), std::move(address));
       const std::lock_guard serving_lock(mutex_);

@@ -213,6 +213,7 @@ void Exchange::note_client_left() {
 }
 
 void Exchange::begin_stream() {
+  if (server_.cpu_latency_) server_.cpu_latency_->shorten();
   streaming_ = true;
   awaits_first_bytes_.emplace(server_.awaiting_);
 }

@@ -102,6 +102,8 @@ void Server::use_real_time() {
   lender_ = std::make_unique<Lender>(std::thread::hardware_concurrency());
 }
 
+void Server::use_cpu_latency(UniqueFd device) { cpu_latency_ = std::make_unique<CpuLatency>(std::move(device)); }
+
 std::string Server::url() const { return (has_tls_ ? "https://" : "http://") + local_address(listener_); }
 
 void Server::start() {
@@ -109,6 +111,7 @@ void Server::start() {
   workers_ = std::make_unique<Workers>(threads_max_, [this](Held connection) { serve(std::move(connection)); });
   give_listener(/*to_greeters=*/has_tls_);
   watch(epoll_, EPOLL_CTL_ADD, door_pulse_.fd(), EPOLLIN, &door_pulse_);
+  if (cpu_latency_) watch(epoll_, EPOLL_CTL_ADD, cpu_latency_->timer_fd(), EPOLLIN, &cpu_latency_);
   watch(greeting_, EPOLL_CTL_ADD, greeters_pulse_.fd(), EPOLLIN, &greeters_pulse_);
   // A handshake is all computing, so more threads than processors gain nothing; and what OpenSSL keeps for each thread
   // that has made one, and the stack it has touched, is kept for these only. Half of the processors are left to the

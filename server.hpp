@@ -22,6 +22,7 @@
 #include <httplib.h>
 
 #include "connection.hpp"
+#include "cpu_latency.hpp"
 #include "lender.hpp"
 #include "live.hpp"
 #include "metrics.hpp"
@@ -155,6 +156,9 @@ class Server : public httplib::Server {
   /// Starts the pump's express thread (pump.hpp) and those of the lender, which inherit the caller's scheduling: it is to
   /// be real time. Before start(), if at all.
   void use_real_time();
+  /// Keeps processors awake for clients that begin a handshake or a stream, by this device (cpu_latency.hpp). Before
+  /// start(), if at all.
+  void use_cpu_latency(UniqueFd device);
   /// Begins to accept clients and returns.
   void start();
   /// Whether nothing has been served for a while, so that no thread is left of the pool. After start().
@@ -268,6 +272,7 @@ class Server : public httplib::Server {
 
   std::unique_ptr<Pump> pump_;
   std::unique_ptr<Lender> lender_;  // null: there is no real time
+  std::unique_ptr<CpuLatency> cpu_latency_;  // null: it is as it is
   std::unique_ptr<Workers> workers_;
   std::vector<std::thread> greeters_;
   std::thread door_;

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <sstream>
 
 namespace {
 
@@ -18,6 +19,9 @@ constexpr auto kStatusPause = std::chrono::seconds(1);
 constexpr timeval kSendMax{2, 0};
 // The first passed descriptor (sd_listen_fds(3), SD_LISTEN_FDS_START).
 constexpr int kFirstPassedFd = 3;
+// There is use for two.
+constexpr int kPassedMax = 16;
+constexpr std::string_view kCpuLatencyName = "cpu_dma_latency";
 
 // A variable's value, "" for none; it is then unset.
 std::string take_variable(const char* name) {
@@ -93,21 +97,30 @@ void ServiceManager::set_status(const std::string& status) {
   send("STATUS=" + status);
 }
 
-Result<UniqueFd, StartProblem> take_passed_socket() {
+Result<Passed, StartProblem> take_passed() {
   const auto pid = parse_whole<pid_t>(take_variable("LISTEN_PID"));
   const std::string count_text = take_variable("LISTEN_FDS");
-  take_variable("LISTEN_FDNAMES");
-  if (pid != ::getpid() || count_text.empty()) return UniqueFd();  // for another process
+  std::istringstream names(take_variable("LISTEN_FDNAMES"));
+  Passed passed;
+  if (pid != ::getpid() || count_text.empty()) return passed;  // for another process
   const auto wrong = [](const std::string& what) { return StartProblem{true, "LISTEN_FDS: " + what}; };
   const auto count = parse_whole<int>(count_text);
-  if (!count || *count < 0) return wrong("it is not a number of sockets.");
-  if (*count == 0) return UniqueFd();
-  if (*count > 1) return wrong(count_text + " sockets were passed, and chatterd serves one: give chatterd.socket a single ListenStream=.");
-  if (!listens_on_tcp(kFirstPassedFd)) {
-    return wrong("what was passed is not a listening TCP socket: give chatterd.socket ListenStream= with a port, and Accept=no.");
+  if (!count || *count < 0 || *count > kPassedMax) return wrong("it is not a number of descriptors, up to " + std::to_string(kPassedMax) + ".");
+  for (int fd = kFirstPassedFd; fd < kFirstPassedFd + *count; ++fd) {
+    std::string name;
+    std::getline(names, name, ':');
+    ::fcntl(fd, F_SETFD, FD_CLOEXEC);
+    if (name == kCpuLatencyName) {
+      if ((::fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDONLY) return wrong(name + " can't be written to: give OpenFile= without read-only.");
+      passed.cpu_latency.reset(fd);
+      continue;
+    }
+    if (passed.socket) return wrong("several sockets were passed, and chatterd serves one: give chatterd.socket a single ListenStream=.");
+    if (!listens_on_tcp(fd)) {
+      return wrong("what was passed is not a listening TCP socket: give chatterd.socket ListenStream= with a port, and Accept=no.");
+    }
+    passed.socket.reset(fd);
+    ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK);
   }
-  UniqueFd socket(kFirstPassedFd);
-  ::fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
-  ::fcntl(socket.get(), F_SETFL, ::fcntl(socket.get(), F_GETFL) | O_NONBLOCK);
-  return socket;
+  return passed;
 }

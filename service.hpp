@@ -43,7 +43,12 @@ class ServiceManager {
   Clock::time_point status_sent_at_{};
 };
 
-/// The socket that systemd listens on for chatterd (chatterd.socket), not blocking and closed on exec; one that
-/// is not open when there is none. Takes LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES out of the environment.
-/// What is passed but can't be used is a wrong configuration. Call it once, before any thread is started.
-Result<UniqueFd, StartProblem> take_passed_socket();
+/// What systemd passes to chatterd, closed on exec; what it does not pass is not open.
+struct Passed {
+  UniqueFd socket;       ///< on which it listens (chatterd.socket), not blocking
+  UniqueFd cpu_latency;  ///< OpenFile=/dev/cpu_dma_latency, for cpu_latency.hpp; known by its name, cpu_dma_latency
+};
+
+/// Takes LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES out of the environment. What is passed but can't be used is a wrong
+/// configuration. Call it once, before any thread is started.
+Result<Passed, StartProblem> take_passed();

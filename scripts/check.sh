@@ -23,7 +23,7 @@ layers=(
   'access privileges config service'
   'tls'
   'connection'
-  'workers pump lender'
+  'workers pump lender cpu_latency'
   'server door serving exchange'
   'db db_connection db_health db_servers db_schema db_statements db_turns'
   'spool'

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <openssl/evp.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <unistd.h>
@@ -206,6 +207,19 @@ TEST_CASE("chatterd has real-time threads where the system lets it, for lines an
     expected[0] = "express";
   }
   CHECK(found == expected);
+}
+
+TEST_CASE("chatterd has the device by which processors are kept awake where the system lets it, on a machine of few of them", "[access]") {
+  constexpr const char* kDevice = "/dev/cpu_dma_latency";
+  const bool may_have = Fd(::open(kDevice, O_WRONLY | O_CLOEXEC)).is_open() && kProcessors <= 4;
+  const World world;
+  REQUIRE(world.get("/").status() == 200);
+  bool found = false;
+  for (const auto& fd : std::filesystem::directory_iterator("/proc/" + std::to_string(world.chatterd->pid()) + "/fd")) {
+    std::error_code gone;
+    found = found || std::filesystem::read_symlink(fd.path(), gone) == kDevice;
+  }
+  CHECK(found == may_have);
 }
 
 TEST_CASE("the thread that asks Ollama is a real-time one until the answer has begun, but not when many wait for theirs", "[access]") {

@@ -1,4 +1,6 @@
 // The socket that systemd listens on (sd_listen_fds(3)), and the clients that come while chatterd is replaced.
+#include <fcntl.h>
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <atomic>
@@ -84,6 +86,34 @@ TEST_CASE("a socket passed by systemd is served in the place of --host and --por
   CHECK(unexpected_lines(chatterd.err(), false).empty());
 }
 
+TEST_CASE("a device passed by systemd keeps processors awake for clients that connect or ask, for a moment (sd_listen_fds(3))", "[socket]") {
+  const Database database;
+  ScriptedOllama ollama;
+  int ends[2];
+  REQUIRE(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0);
+  const Fd kernel(ends[0]);
+  Fd device(ends[1]);
+  Chatterd chatterd(usual_arguments(database.conninfo(), ollama.url()), {{"LISTEN_FDS", "1"}, {"LISTEN_FDNAMES", "cpu_dma_latency"}}, device.get());
+  device = Fd();
+  const Endpoint endpoint = chatterd.wait_until_ready();
+  // What is demanded next: microseconds that a wake-up may take.
+  const auto demanded = [&] {
+    std::int32_t latency_us = -1;
+    pollfd watched{kernel.get(), POLLIN, 0};
+    if (::poll(&watched, 1, kPatienceMs) == 1) static_cast<void>(::recv(kernel.get(), &latency_us, sizeof latency_us, 0));
+    return latency_us;
+  };
+  Connection client(endpoint);
+  CHECK(demanded() == 0);
+  CHECK(demanded() == 2'000'000'000);  // any
+  ollama.answer_with(answer_tokens({"a"}));
+  client.send(bytes_of({"POST", "/llmchat/", chat_body(fresh_app(), "x"), {}}));
+  CHECK(demanded() == 0);
+  CHECK(demanded() == 2'000'000'000);
+  CHECK(chatterd.stop() == 0);
+  CHECK(demanded() == -1);  // nobody has it any more
+}
+
 TEST_CASE("what is passed and is not one listening TCP socket is a wrong configuration (6, sd_listen_fds(3))", "[socket]") {
   const Database database;
   const Arguments arguments = usual_arguments(database.conninfo(), "http://127.0.0.1:1");
@@ -99,6 +129,16 @@ TEST_CASE("what is passed and is not one listening TCP socket is a wrong configu
     CHECK(finished.err.find("LISTEN_FDS: ") != std::string::npos);
     CHECK(lines_of(finished.err).size() == 1);
   }
+}
+
+TEST_CASE("a device that is passed and can't be written to is a wrong configuration (6)", "[socket]") {
+  const Database database;
+  const Fd device(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  const Environment passed{{"LISTEN_FDS", "1"}, {"LISTEN_FDNAMES", "cpu_dma_latency"}};
+  const Finished finished = run_chatterd(usual_arguments(database.conninfo(), "http://127.0.0.1:1"), passed, kPatienceMs, device.get());
+  INFO(finished.text());
+  CHECK(finished.status == 2);
+  CHECK(finished.err.find("cpu_dma_latency can't be written to") != std::string::npos);
 }
 
 TEST_CASE("a socket that was passed to another process is left alone (sd_listen_fds(3))", "[socket]") {

@@ -53,7 +53,7 @@ TEST_CASE("what systemd passes by variables is taken out of the environment (sd_
   set("LISTEN_FDS", "1");
   set("LISTEN_FDNAMES", "x");
   ServiceManager manager;
-  CHECK_FALSE(take_passed_socket().value());  // it is for process 1
+  CHECK_FALSE(take_passed().value().socket);  // it is for process 1
   for (const char* name : {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"}) {
     CAPTURE(name);
     CHECK(std::getenv(name) == nullptr);

@@ -113,6 +113,22 @@ says_wrong_configuration() {
   serves
 }
 
+# A file in the place of the device, which a machine of systemd-nspawn does not have: it has what is written to it.
+latency_is_asked_for() { expect '           0  2000000000' "$(od -An -td4 -N8 /root/latency)"; }
+takes_device() {
+  : >/root/latency
+  mkdir -p /etc/systemd/system/chatterd.service.d
+  printf '[Service]\nOpenFile=/root/latency:cpu_dma_latency\n' >/etc/systemd/system/chatterd.service.d/latency.conf
+  systemctl daemon-reload
+  systemctl restart chatterd
+  serves
+  eventually latency_is_asked_for
+  rm -r /etc/systemd/system/chatterd.service.d
+  systemctl daemon-reload
+  systemctl restart chatterd
+  serves
+}
+
 # Clients connect all the time; with the socket none is refused, though chatterd is another one afterwards.
 upgrades() {
   local process client
@@ -168,6 +184,10 @@ check 'systemctl reload takes a new certificate, by hand or by certbot, with the
 check 'systemctl reload with a bad key keeps the old one and says so' keeps_certificate
 check 'A chatterd that is killed is started again' comes_back
 check 'A wrong configuration is said, and not tried again' says_wrong_configuration
+# Since systemd 253 there is OpenFile=.
+if (($(systemctl --version | sed -n 's/^systemd \([0-9]*\).*/\1/p') >= 253)); then
+  check 'A device that systemd opens for it is used, though it is not root' takes_device
+fi
 check 'An upgrade with the socket refuses no client, and keeps the configuration' upgrades
 check 'Removing leaves configuration and state; installed again it goes on' removes
 check 'Purging leaves nothing' purges

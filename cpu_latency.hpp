@@ -4,8 +4,8 @@
 // for there its host takes part. On the way from a client's hello to its first token a request passes some ten times
 // from one thread to another, of the client, chatterd, PostgreSQL and Ollama, and each may have just fallen asleep.
 // Linux lets root demand that a wake-up take no time (https://docs.kernel.org/power/pm_qos_interface.html): all
-// processors of the machine that are idle then spin, for whoever is to be woken. It costs power, or a host's time, and
-// nothing else that runs here; so it is demanded for milliseconds, and given up by the kernel if this process ends.
+// processors of the machine that are idle then spin, for whoever is to be woken. It takes nothing from who runs here, but
+// power, or a host's time; so it is demanded for milliseconds. When this process ends the kernel ends the demand.
 #pragma once
 
 #include <cstdint>
@@ -39,6 +39,6 @@ class CpuLatency {
   bool is_short_ = false;
 };
 
-/// The machine's device for such demands, open for writing. One that is not open where it can't be had (only root may, and
-/// not in every container), and where so many processors would spin that it is out of proportion.
+/// The machine's device for such demands, open for writing. It is not open where it can't be had (only root may, and not in
+/// every container), and where so many processors would spin that it is out of proportion.
 UniqueFd cpu_dma_latency();

@@ -1,4 +1,5 @@
-// Root is for binding a port, reading a key and real time for a few threads; nothing is served as root.
+// Root is for binding a port, reading a key, opening a device (cpu_latency.hpp) and real time for a few threads; nothing
+// is served as root.
 #pragma once
 
 #include <optional>

@@ -272,7 +272,7 @@ class Server : public httplib::Server {
 
   std::unique_ptr<Pump> pump_;
   std::unique_ptr<Lender> lender_;  // null: there is no real time
-  std::unique_ptr<CpuLatency> cpu_latency_;  // null: it is as it is
+  std::unique_ptr<CpuLatency> cpu_latency_;  // null: its device can't be had
   std::unique_ptr<Workers> workers_;
   std::vector<std::thread> greeters_;
   std::thread door_;

@@ -19,8 +19,6 @@ constexpr auto kStatusPause = std::chrono::seconds(1);
 constexpr timeval kSendMax{2, 0};
 // The first passed descriptor (sd_listen_fds(3), SD_LISTEN_FDS_START).
 constexpr int kFirstPassedFd = 3;
-// There is use for two.
-constexpr int kPassedMax = 16;
 constexpr std::string_view kCpuLatencyName = "cpu_dma_latency";
 
 // A variable's value, "" for none; it is then unset.
@@ -43,6 +41,11 @@ int socket_option(int fd, int option) {
   int value = -1;
   socklen_t length = sizeof value;
   return ::getsockopt(fd, SOL_SOCKET, option, &value, &length) == 0 ? value : -1;
+}
+
+bool is_writable(int fd) {
+  const int flags = ::fcntl(fd, F_GETFL);
+  return flags >= 0 && (flags & O_ACCMODE) != O_RDONLY;
 }
 
 bool listens_on_tcp(int fd) {
@@ -105,13 +108,14 @@ Result<Passed, StartProblem> take_passed() {
   if (pid != ::getpid() || count_text.empty()) return passed;  // for another process
   const auto wrong = [](const std::string& what) { return StartProblem{true, "LISTEN_FDS: " + what}; };
   const auto count = parse_whole<int>(count_text);
-  if (!count || *count < 0 || *count > kPassedMax) return wrong("it is not a number of descriptors, up to " + std::to_string(kPassedMax) + ".");
-  for (int fd = kFirstPassedFd; fd < kFirstPassedFd + *count; ++fd) {
+  if (!count || *count < 0) return wrong("it is not a number of descriptors.");
+  for (int i = 0; i < *count; ++i) {
+    const int fd = kFirstPassedFd + i;
     std::string name;
     std::getline(names, name, ':');
     ::fcntl(fd, F_SETFD, FD_CLOEXEC);
     if (name == kCpuLatencyName) {
-      if ((::fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDONLY) return wrong(name + " can't be written to: give OpenFile= without read-only.");
+      if (!is_writable(fd)) return wrong(name + " can't be written to: give OpenFile= without read-only.");
       passed.cpu_latency.reset(fd);
       continue;
     }

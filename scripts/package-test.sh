@@ -158,7 +158,8 @@ prepare_machine() {
   # What it depends on, while there is a network; it itself is installed on the booted machine.
   inside "$root" apt-get satisfy --yes --no-install-recommends "$(dpkg-deb --field "$root/root/chatterd.deb" Depends)"
   cp "$work/build/root/chatterd/build/release/ollama_stand_in" "$root/usr/local/bin/"
-  mkdir -p "$root/root/checkout/scripts" "$root/root/checkout/tests"
+  mkdir -p "$root/root/checkout/scripts" "$root/root/checkout/tests" "$root/root/checkout/docs"
+  cp "$checkout/docs/operations.md" "$root/root/checkout/docs/"
   cp "$checkout/scripts/"*.sh "$root/root/checkout/scripts/"
   cp "$checkout/tests/checks.sh" "$checkout/tests/package_machine.sh" "$root/root/checkout/tests/"
   printf '%s\n' '[Unit]' 'After=multi-user.target' 'SuccessAction=poweroff-force' 'FailureAction=poweroff-force' '[Service]' 'Type=oneshot' \

@@ -1,4 +1,4 @@
-// The socket that systemd listens on (sd_listen_fds(3)), and the clients that come while chatterd is replaced.
+// The socket that systemd listens on (sd_listen_fds(3)), a device that it opens, and the clients that come while chatterd is replaced.
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -14,6 +14,7 @@ using namespace contract;
 namespace {
 
 const Environment kOneSocket{{"LISTEN_FDS", "1"}, {"LISTEN_FDNAMES", "chatterd.socket"}};
+const Environment kDevice{{"LISTEN_FDS", "1"}, {"LISTEN_FDNAMES", "cpu_dma_latency"}};
 
 bool listens(const Fd& socket) {
   int value = 0;
@@ -93,7 +94,7 @@ TEST_CASE("a device passed by systemd keeps processors awake for clients that co
   REQUIRE(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0);
   const Fd kernel(ends[0]);
   Fd device(ends[1]);
-  Chatterd chatterd(usual_arguments(database.conninfo(), ollama.url()), {{"LISTEN_FDS", "1"}, {"LISTEN_FDNAMES", "cpu_dma_latency"}}, device.get());
+  Chatterd chatterd(usual_arguments(database.conninfo(), ollama.url()), kDevice, device.get());
   device = Fd();
   const Endpoint endpoint = chatterd.wait_until_ready();
   // What is demanded next: microseconds that a wake-up may take.
@@ -112,6 +113,7 @@ TEST_CASE("a device passed by systemd keeps processors awake for clients that co
   CHECK(demanded() == 2'000'000'000);
   CHECK(chatterd.stop() == 0);
   CHECK(demanded() == -1);  // nobody has it any more
+  CHECK(unexpected_lines(chatterd.err(), false).empty());
 }
 
 TEST_CASE("what is passed and is not one listening TCP socket is a wrong configuration (6, sd_listen_fds(3))", "[socket]") {
@@ -131,14 +133,18 @@ TEST_CASE("what is passed and is not one listening TCP socket is a wrong configu
   }
 }
 
-TEST_CASE("a device that is passed and can't be written to is a wrong configuration (6)", "[socket]") {
+TEST_CASE("a device that is said to be passed and can't be written to, or is not there, is a wrong configuration (6)", "[socket]") {
   const Database database;
-  const Fd device(::open("/dev/null", O_RDONLY | O_CLOEXEC));
-  const Environment passed{{"LISTEN_FDS", "1"}, {"LISTEN_FDNAMES", "cpu_dma_latency"}};
-  const Finished finished = run_chatterd(usual_arguments(database.conninfo(), "http://127.0.0.1:1"), passed, kPatienceMs, device.get());
-  INFO(finished.text());
-  CHECK(finished.status == 2);
-  CHECK(finished.err.find("cpu_dma_latency can't be written to") != std::string::npos);
+  const Fd read_only(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  const Fd device(::open("/dev/null", O_WRONLY | O_CLOEXEC));
+  Environment many{{"LISTEN_FDS", "64"}, {"LISTEN_FDNAMES", ""}};  // of which but the first are not there
+  for (int i = 0; i < 64; ++i) many[1].second += "cpu_dma_latency:";
+  for (const auto& [fd, passed] : {std::pair(read_only.get(), kDevice), std::pair(device.get(), many)}) {
+    const Finished finished = run_chatterd(usual_arguments(database.conninfo(), "http://127.0.0.1:1"), passed, kPatienceMs, fd);
+    INFO(finished.text());
+    CHECK(finished.status == 2);
+    CHECK(finished.err.find("cpu_dma_latency can't be written to") != std::string::npos);
+  }
 }
 
 TEST_CASE("a socket that was passed to another process is left alone (sd_listen_fds(3))", "[socket]") {

@@ -113,12 +113,12 @@ says_wrong_configuration() {
   serves
 }
 
-# A file in the place of the device, which a machine of systemd-nspawn does not have: it has what is written to it.
-latency_is_asked_for() { expect '           0  2000000000' "$(od -An -td4 -N8 /root/latency)"; }
+# A file in the place of the device, which a machine of systemd-nspawn does not have: it keeps what is written to it.
+latency_is_asked_for() { expect '           0  2000000000' "$(od -An -td4 -N8 /dev/cpu_dma_latency)"; }
 takes_device() {
-  : >/root/latency
+  : >/dev/cpu_dma_latency
   mkdir -p /etc/systemd/system/chatterd.service.d
-  printf '[Service]\nOpenFile=/root/latency:cpu_dma_latency\n' >/etc/systemd/system/chatterd.service.d/latency.conf
+  grep -B 1 -A 1 '^OpenFile=' "$checkout/docs/operations.md" >/etc/systemd/system/chatterd.service.d/latency.conf
   systemctl daemon-reload
   systemctl restart chatterd
   serves

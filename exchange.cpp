@@ -156,8 +156,6 @@ Wake Exchange::carry_hurried(int fd, Deadline deadline, const std::function<Step
     slow_lines = carried == Step::one && piece_at - last_piece_at >= kReadingGap ? slow_lines + 1 : 0;
     last_piece_at = piece_at;
     real_time.reset();
-    // Who writes the next lines and who reads these may be waiting for this processor.
-    std::this_thread::yield();
     if (pieces < kPiecesAtOnce) continue;
     if (!counted) counted.emplace(server_.hurried_);
     if (carried == Step::full || !many_hurry()) continue;

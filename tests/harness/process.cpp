@@ -56,6 +56,7 @@ void pass_socket(int fd, char** envp) {
   ::dup2(out, 1);
   ::dup2(err, 2);
   if (passed_fd >= 0) pass_socket(passed_fd, envp);
+  ::close_range(passed_fd >= 0 ? 4 : 3, ~0U, 0);  // also what was inherited from who runs the tests
   ::execve(argv[0], argv, envp);
   ::_exit(127);
 }

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <exception>
+#include <thread>
 #include <utility>
 
 #include "log.hpp"

@@ -20,7 +20,7 @@ checked; the exit status is 1 if any failed. A round of all shapes takes about 9
   --rounds N          runs of each shape (3)
   --full              also: 10,000,000 rows of other conversations in the shape table, in the first round
   --against PROGRAM   compare with this build of chatterd, which gets a database of its own: A and B run in
-                      turn, and A/B is the ratio of their medians
+                      turn, B first in every second round; A/B is the ratio of their medians
   --peer URL,PID      compare with a server that runs already and keeps the same contract. Its Ollama has to
                       understand the same models as the stand-in here: see --ollama-port
   --ollama-port PORT  where the stand-in for Ollama listens (a free port), so that a peer can be told before
@@ -159,8 +159,12 @@ side='' shape='' round=0
 needs_new_server() { ((round == 1)) || [[ $shape == getchatts || $shape == idle ]]; }
 
 run_shape() {
+  local order
   for ((round = 1; round <= rounds; round++)); do
-    for side in "${sides[@]}"; do
+    order=("${sides[@]}")
+    # Which one is first makes a difference of some percent, whatever is compared.
+    if ((round % 2 == 0 && ${#sides[@]} == 2)); then order=(B A); fi
+    for side in "${order[@]}"; do
       say "$shape, round $round, $side" >&2
       if [[ -n ${program[$side]:-} ]] && needs_new_server; then
         stop_server "$side"

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sys/epoll.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <span>
@@ -25,6 +26,8 @@ constexpr auto kExpressRest = std::chrono::seconds(1);
 // come together instead. On a machine that has processors to spare each line would only come later (docs/performance.md).
 constexpr double kExpressGatherFrom = 12'500;
 constexpr double kExpressGatherFromBusy = 0.45;
+// For this long, or longer where it would be busier than kExpressBusyMax: to rest would wake up a thread for each stream,
+// when there is least to spare.
 constexpr auto kExpressGather = std::chrono::microseconds(500);
 // A stream hurries after so many pieces in a row that were of several lines, or so soon after the last: a few lines
 // that come together are no hurry yet.
@@ -90,7 +93,7 @@ class Pump::Loop {
   void run();
   void handle(const Stream::Watched& watched, Clock::time_point woken_at);
   void end_all(Wake why, bool also_of_others);
-  void note_round(Clock::time_point began, int events);
+  void note_round(Clock::duration took, int events);
 
   Pump& pump_;
   const bool express_;
@@ -134,23 +137,24 @@ void Pump::Loop::run() {
       }
     }
     if (!express_) continue;
-    note_round(woken_at, count);
-    if (gathers_) std::this_thread::sleep_for(kExpressGather);
+    const auto took = Clock::now() - woken_at;
+    note_round(took, count);
+    if (gathers_) std::this_thread::sleep_for(std::max<std::chrono::duration<double>>(kExpressGather, took * (1 / kExpressBusyMax - 1)));
   }
 }
 
-// Of the express thread, after each round of events: whether it is too busy, or so busy that lines are to gather.
-void Pump::Loop::note_round(Clock::time_point began, int events) {
+// Of the express thread, after each round of events: whether it is so busy that lines are to gather, or too busy.
+void Pump::Loop::note_round(Clock::duration took, int events) {
   const auto now = Clock::now();
-  busy_ += now - began;
+  busy_ += took;
   events_ += events;
   const auto window = now - window_began_;
   if (window < kExpressWindow) return;
-  if (busy_ > window * kExpressBusyMax) {
+  gathers_ = busy_ > window * kExpressGatherFromBusy && events_ > kExpressGatherFrom * std::chrono::duration<double>(window).count();
+  if (!gathers_ && busy_ > window * kExpressBusyMax) {
     rests_until_ = now + kExpressRest;
     end_all(Wake::ready, false);
   }
-  gathers_ = busy_ > window * kExpressGatherFromBusy && events_ > kExpressGatherFrom * std::chrono::duration<double>(window).count();
   window_began_ = now;
   busy_ = {};
   events_ = 0;

@@ -10,8 +10,8 @@
 // The scheduler lets who writes a line write more before who waits for the first gets a processor: fair in shares, but
 // where Ollama or clients are on this machine too, most of a line's way is that wait. So one of the pump's threads,
 // the express one, is to be a real-time thread: it runs as soon as there is a line, for microseconds. When very many
-// keep it busy it lets those of half a millisecond come together. That it can't starve the machine, it gives its
-// streams to the others when even so they leave it no rest.
+// keep it busy it lets those of half a millisecond or more come together. So it can't starve the machine, nor by few that
+// keep it busy, for it gives its streams to the others then.
 #pragma once
 
 #include <condition_variable>

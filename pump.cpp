@@ -17,7 +17,8 @@ constexpr int kEventsMax = 64;
 constexpr size_t kBlockStreams = 64;
 
 // The express thread may be busy for four fifths of such a time: it leaves the machine, which may have one processor
-// only, the rest. One that was busier leaves its streams and all others to the other threads for as long as kExpressRest.
+// only, the rest. One that was busier, with lines that don't gather, leaves its streams and all others to the other threads
+// for as long as kExpressRest.
 constexpr auto kExpressWindow = milliseconds(50);
 constexpr double kExpressBusyMax = 0.8;
 constexpr auto kExpressRest = std::chrono::seconds(1);
@@ -32,6 +33,11 @@ constexpr auto kExpressGather = std::chrono::microseconds(500);
 // A stream hurries after so many pieces in a row that were of several lines, or so soon after the last: a few lines
 // that come together are no hurry yet.
 constexpr int kHurriedPieces = 4;
+
+// Behind a round of the express thread, where lines gather.
+std::chrono::duration<double> pause_after(Clock::duration round) {
+  return std::max<std::chrono::duration<double>>(kExpressGather, round * (1 / kExpressBusyMax - 1));
+}
 
 }  // namespace
 
@@ -93,7 +99,7 @@ class Pump::Loop {
   void run();
   void handle(const Stream::Watched& watched, Clock::time_point woken_at);
   void end_all(Wake why, bool also_of_others);
-  void note_round(Clock::duration took, int events);
+  void note_round(Clock::time_point began, Clock::time_point ended, int events);
 
   Pump& pump_;
   const bool express_;
@@ -137,25 +143,24 @@ void Pump::Loop::run() {
       }
     }
     if (!express_) continue;
-    const auto took = Clock::now() - woken_at;
-    note_round(took, count);
-    if (gathers_) std::this_thread::sleep_for(std::max<std::chrono::duration<double>>(kExpressGather, took * (1 / kExpressBusyMax - 1)));
+    const auto ended_at = Clock::now();
+    note_round(woken_at, ended_at, count);
+    if (gathers_) std::this_thread::sleep_for(pause_after(ended_at - woken_at));
   }
 }
 
 // Of the express thread, after each round of events: whether it is so busy that lines are to gather, or too busy.
-void Pump::Loop::note_round(Clock::duration took, int events) {
-  const auto now = Clock::now();
-  busy_ += took;
+void Pump::Loop::note_round(Clock::time_point began, Clock::time_point ended, int events) {
+  busy_ += ended - began;
   events_ += events;
-  const auto window = now - window_began_;
+  const auto window = ended - window_began_;
   if (window < kExpressWindow) return;
   gathers_ = busy_ > window * kExpressGatherFromBusy && events_ > kExpressGatherFrom * std::chrono::duration<double>(window).count();
   if (!gathers_ && busy_ > window * kExpressBusyMax) {
-    rests_until_ = now + kExpressRest;
+    rests_until_ = ended + kExpressRest;
     end_all(Wake::ready, false);
   }
-  window_began_ = now;
+  window_began_ = ended;
   busy_ = {};
   events_ = 0;
 }

@@ -9,9 +9,9 @@
 //
 // The scheduler lets who writes a line write more before who waits for the first gets a processor: fair in shares, but
 // where Ollama or clients are on this machine too, most of a line's way is that wait. So one of the pump's threads,
-// the express one, is to be a real-time thread: it runs as soon as there is a line, for microseconds. When very many
-// keep it busy it lets those of half a millisecond or more come together. So it can't starve the machine, nor by few that
-// keep it busy, for it gives its streams to the others then.
+// the express one, is to be a real-time thread: it runs as soon as there is a line, for microseconds. It must not starve
+// the machine: when very many lines keep it busy it lets those of half a millisecond or more come together, and when fewer
+// keep it too busy it gives its streams to the others.
 #pragma once
 
 #include <condition_variable>

@@ -22,10 +22,12 @@ namespace {
 // A connection that has been idle this long is closed, down to one: a burst leaves nothing behind.
 constexpr auto kIdleMax = std::chrono::seconds(5);
 constexpr size_t kIdleKept = 1;
-// Batches of changes under way at once: while one is being committed the next is sent.
+// Batches of changes under way at once: while one is being committed the next is sent, if it is worth that. Fewer
+// changes cost less in one batch behind the first: a commit, and a server process whose caches are warm.
 constexpr size_t kBatchesMax = 2;
-// A change waits so long for those; then they are held up, by a lock or a slow disk, and it goes ahead without them,
-// with those that wait like it. Many times what a commit takes, and little of --db-timeout.
+constexpr size_t kSecondBatchFrom = 16;  // changes
+// After so long a batch is held up, by a lock or a slow disk: it is in nobody's way any more, and a change that has
+// waited so long goes ahead, with those that wait like it. Many times what a commit takes, and little of --db-timeout.
 constexpr auto kBatchPatience = milliseconds(100);
 // Changes in one batch; beyond that sharing a commit saves little more.
 constexpr size_t kBatchChangesMax = 64;
@@ -44,6 +46,9 @@ DbFailure pool_was_full() {
   metrics::refused[metrics::Limit::db_pool].add();
   return {DbFault::unavailable, false, "no connection was free in time"};
 }
+
+// Too short a text to need memory.
+DbFailure out_of_memory() { return {DbFault::unavailable, true, "out of memory"}; }
 
 }  // namespace
 
@@ -100,7 +105,9 @@ Database::Database(Settings settings)
     : settings_(std::move(settings)),
       call_timeout_(settings_.call_timeout),
       servers_(std::make_unique<db_internal::Servers>(settings_.conninfo)),
-      run_(make_uuid().substr(0, kRunBytes)) {}
+      run_(make_uuid().substr(0, kRunBytes)) {
+  leaders_.reserve(std::max(kBatchesMax, settings_.connections_max));
+}
 Database::~Database() = default;
 
 std::optional<DbFailure> Database::post(const PostRequest& chatt) {
@@ -190,6 +197,7 @@ struct Database::Change {
   const std::vector<Execution>& executions;
   const Deadline deadline;
   Results results = std::vector<Rows>{};
+  Clock::time_point led_since;  // guarded by changes_mutex_
   // A mutex of its own: all of a batch are woken at once, and would stand in line at a shared one.
   std::mutex mutex;
   std::condition_variable moved_on;
@@ -203,15 +211,13 @@ Database::Results Database::run_together(const std::vector<Execution>& execution
   Change self(executions, call_deadline());
   if (!join_batch(self)) return pool_was_full();
   if (self.state == State::leading) {
+    struct Leading {
+      Database& database;
+      const Change& leader;
+      ~Leading() { database.pass_on(leader); }
+    } const leading{*this, self};
     const std::vector<Change*> batch = next_batch(&self);
     share(run_batch(batch), batch);
-    const std::lock_guard lock(changes_mutex_);
-    if (changes_.empty() || batches_ > kBatchesMax) {
-      --batches_;
-    } else {
-      changes_.front()->move_on(State::leading);
-      changes_.pop_front();
-    }
   }
   if (self.state == State::alone) return run(executions, self.deadline);
   return std::move(self.results);
@@ -221,8 +227,8 @@ Database::Results Database::run_together(const std::vector<Execution>& execution
 bool Database::join_batch(Change& self) {
   {
     const std::lock_guard lock(changes_mutex_);
-    if (batches_ < kBatchesMax) {
-      ++batches_;
+    if (batch_is_due(changes_.size() + 1)) {
+      lead(self);
       self.state = Change::State::leading;
       return true;
     }
@@ -232,22 +238,49 @@ bool Database::join_batch(Change& self) {
     std::unique_lock lock(changes_mutex_);
     const bool too_late = self.deadline.passed();
     // One connection stays for what is no change.
-    if (!too_late && batches_ + 1 >= settings_.connections_max) continue;
+    if (!too_late && leaders_.size() + 1 >= settings_.connections_max) continue;
     if (std::erase(changes_, &self) == 0) {
       lock.unlock();
       self.wait(Deadline::never());  // it is under way, and ends by a deadline that is not later
       return true;
     }
     if (too_late) return false;
-    ++batches_;
+    lead(self);
     self.state = Change::State::leading;
   }
   return true;
 }
 
-std::vector<Database::Change*> Database::next_batch(Change* leader) {
+// Whether a batch is to begin when so many changes wait.
+bool Database::batch_is_due(size_t changes) const {
+  const auto at_work = std::count_if(leaders_.begin(), leaders_.end(), [now = Clock::now()](const Change* leader) {
+    return now - leader->led_since < kBatchPatience;
+  });
+  const size_t wanted = std::min(changes, changes < kSecondBatchFrom ? 1 : kBatchesMax);
+  // One connection stays for what is no change.
+  return static_cast<size_t>(at_work) < wanted && (leaders_.size() < kBatchesMax || leaders_.size() + 1 < settings_.connections_max);
+}
+
+void Database::lead(Change& change) {
+  change.led_since = Clock::now();
+  leaders_.push_back(&change);  // there is room (constructor): nobody would pass on what a failure leaves behind
+}
+
+void Database::pass_on(const Change& leader) {
   const std::lock_guard lock(changes_mutex_);
-  std::vector<Change*> batch{leader};
+  std::erase(leaders_, &leader);
+  if (!batch_is_due(changes_.size())) return;
+  Change& next = *changes_.front();
+  changes_.pop_front();
+  lead(next);
+  next.move_on(Change::State::leading);
+}
+
+std::vector<Database::Change*> Database::next_batch(Change* leader) {
+  std::vector<Change*> batch;
+  batch.reserve(kBatchChangesMax);  // once it has changes of others, nothing may fail
+  batch.push_back(leader);
+  const std::lock_guard lock(changes_mutex_);
   // A batch has the deadline of its first: one that has waited long must not hurry those that came later.
   if (changes_.empty() || leader->deadline.at() < Clock::now() + call_timeout_.load() / 2) return batch;
   size_t bytes = leader->bytes();
@@ -274,7 +307,7 @@ Database::Results Database::run_batch(const std::vector<Change*>& batch) {
     }
     return run(executions, deadline);
   } catch (const std::bad_alloc&) {
-    return DbFailure{DbFault::unavailable, true, "out of memory"};
+    return out_of_memory();
   }
 }
 
@@ -282,14 +315,18 @@ Database::Results Database::run_batch(const std::vector<Change*>& batch) {
 void Database::share(Results results, const std::vector<Change*>& batch) {
   // The database did nothing, and was there to say so: some change's own fault, or its luck.
   const bool told = !results.ok() && results.error().fault != DbFault::unavailable && batch.size() > 1;
-  auto rows = results.ok() ? results.value().begin() : std::vector<Rows>::iterator{};
+  auto rest = results.ok() ? results.value().begin() : std::vector<Rows>::iterator{};
   for (Change* change : batch) {
-    if (results.ok()) {
-      const auto end = rows + static_cast<std::ptrdiff_t>(change->executions.size());
-      change->results = std::vector<Rows>(std::make_move_iterator(rows), std::make_move_iterator(end));
-      rows = end;
-    } else {
-      change->results = results.error();
+    const auto begin = rest;
+    if (results.ok()) rest += static_cast<std::ptrdiff_t>(change->executions.size());
+    try {
+      if (results.ok()) {
+        change->results = std::vector<Rows>(std::make_move_iterator(begin), std::make_move_iterator(rest));
+      } else {
+        change->results = results.error();
+      }
+    } catch (const std::bad_alloc&) {
+      change->results = out_of_memory();
     }
     change->move_on(told ? Change::State::alone : Change::State::done);
   }

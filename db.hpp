@@ -227,6 +227,9 @@ class Database {
   Results try_run(const std::vector<db_internal::Execution>& executions, Deadline deadline);
   Results run_together(const std::vector<db_internal::Execution>& executions);
   bool join_batch(Change& self);
+  bool batch_is_due(size_t changes) const;
+  void lead(Change& change);
+  void pass_on(const Change& leader);
   std::vector<Change*> next_batch(Change* leader);
   Results run_batch(const std::vector<Change*>& batch);
   static void share(Results results, const std::vector<Change*>& batch);
@@ -251,8 +254,8 @@ class Database {
 
   std::mutex changes_mutex_;
   // Guarded by changes_mutex_:
-  std::deque<Change*> changes_;  // wait for a batch
-  size_t batches_ = 0;           // under way
+  std::deque<Change*> changes_;   // wait for a batch
+  std::vector<Change*> leaders_;  // of the batches under way
 };
 
 /// What is wrong with a connection string, for the operator; nothing when libpq can read it.

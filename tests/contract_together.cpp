@@ -1,6 +1,7 @@
 // Contract sections 3.2, 3.3 and 3.13 for changes that share a transaction because they come at once (db.hpp):
 // each client is told what became of its own.
 #include <atomic>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -308,16 +309,21 @@ TEST_CASE("changes that wait for a lock in the database hold up no others for lo
   SqlConnection locker(world.database.conninfo());
   locker.run("BEGIN");
   locker.run("SELECT FROM chatterd_turns FOR UPDATE");
-  Clients held_up(world.endpoint, kHeldUp, 1, numbered, prompt);
-  REQUIRE(eventually([&] {
-    return world.database.value("SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'", {world.database.name()}) ==
-           std::to_string(kHeldUp);
-  }));
+  std::deque<Clients> held_up;
+  for (int client = 0; client < kHeldUp; ++client) {  // one after the other: those that come at once share a transaction
+    held_up.emplace_back(world.endpoint, 1, 1, numbered, [=](int, const std::string& message) { return prompt(client, message); });
+    REQUIRE(eventually([&] {
+      return world.database.value("SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'", {world.database.name()}) ==
+             std::to_string(client + 1);
+    }));
+  }
   Clients others(world.endpoint, kOthers, 2, numbered, [](int client, const std::string& message) { return prompt(kHeldUp + client, message); });
   for (const Posted& posted : others.all()) {
     INFO(posted.message << ": " << posted.status << " after " << posted.ms << " ms: " << posted.body);
     CHECK(posted.status == 200);
   }
   locker.run("COMMIT");
-  for (const Posted& posted : held_up.all()) CHECK(posted.status == 200);
+  for (Clients& client : held_up) {
+    for (const Posted& posted : client.all()) CHECK(posted.status == 200);
+  }
 }

@@ -25,7 +25,8 @@ constexpr size_t kIdleKept = 1;
 // Batches of changes under way at once: while one is being committed the next is sent, if it is worth that. Fewer
 // changes cost less in one batch behind the first: a commit, and a server process whose caches are warm.
 constexpr size_t kBatchesMax = 2;
-constexpr size_t kSecondBatchFrom = 16;  // changes
+constexpr size_t kSecondBatchFrom = 16;               // changes,
+constexpr size_t kSecondBatchFromBytes = 64 * 1024;  // or so many bytes: a server process needs 0.5 to 2 ms to store them
 // After so long a batch is held up, by a lock or a slow disk: it is in nobody's way any more, and a change that has
 // waited so long goes ahead, with those that wait like it. Many times what a commit takes, and little of --db-timeout.
 constexpr auto kBatchPatience = milliseconds(100);
@@ -173,7 +174,7 @@ struct Database::Change {
     done,
   };
 
-  Change(const std::vector<Execution>& what, Deadline until) : executions(what), deadline(until) {}
+  Change(const std::vector<Execution>& what, Deadline until) : executions(what), deadline(until), bytes(bytes_of(what)) {}
 
   bool wait(Deadline until) {
     std::unique_lock lock(mutex);
@@ -184,7 +185,7 @@ struct Database::Change {
     state = to;
     moved_on.notify_one();
   }
-  size_t bytes() const {
+  static size_t bytes_of(const std::vector<Execution>& executions) {
     size_t sum = 0;
     for (const Execution& execution : executions) {
       for (const char* parameter : execution.parameters) sum += parameter == nullptr ? 0 : std::strlen(parameter);
@@ -196,6 +197,7 @@ struct Database::Change {
 
   const std::vector<Execution>& executions;
   const Deadline deadline;
+  const size_t bytes;  // of its parameters
   Results results = std::vector<Rows>{};
   Clock::time_point led_since;  // guarded by changes_mutex_
   // A mutex of its own: all of a batch are woken at once, and would stand in line at a shared one.
@@ -227,7 +229,7 @@ Database::Results Database::run_together(const std::vector<Execution>& execution
 bool Database::join_batch(Change& self) {
   {
     const std::lock_guard lock(changes_mutex_);
-    if (batch_is_due(changes_.size() + 1)) {
+    if (batch_is_due(&self)) {
       lead(self);
       self.state = Change::State::leading;
       return true;
@@ -251,14 +253,22 @@ bool Database::join_batch(Change& self) {
   return true;
 }
 
-// Whether a batch is to begin when so many changes wait.
-bool Database::batch_is_due(size_t changes) const {
+// Whether a batch is to begin for the changes that wait, and for `coming`, if there is one.
+bool Database::batch_is_due(const Change* coming) const {
   const auto at_work = std::count_if(leaders_.begin(), leaders_.end(), [now = Clock::now()](const Change* leader) {
     return now - leader->led_since < kBatchPatience;
   });
-  const size_t wanted = std::min(changes, changes < kSecondBatchFrom ? 1 : kBatchesMax);
   // One connection stays for what is no change.
-  return static_cast<size_t>(at_work) < wanted && (leaders_.size() < kBatchesMax || leaders_.size() + 1 < settings_.connections_max);
+  const bool may_begin = leaders_.size() < kBatchesMax || leaders_.size() + 1 < settings_.connections_max;
+  return may_begin && static_cast<size_t>(at_work) < batches_wanted(coming);
+}
+
+size_t Database::batches_wanted(const Change* coming) const {
+  const size_t changes = changes_.size() + (coming == nullptr ? 0 : 1);
+  if (changes == 0 || changes >= kSecondBatchFrom) return std::min(changes, kBatchesMax);
+  size_t bytes = coming == nullptr ? 0 : coming->bytes;
+  for (const Change* change : changes_) bytes += change->bytes;
+  return bytes < kSecondBatchFromBytes ? 1 : kBatchesMax;
 }
 
 void Database::lead(Change& change) {
@@ -269,7 +279,7 @@ void Database::lead(Change& change) {
 void Database::pass_on(const Change& leader) {
   const std::lock_guard lock(changes_mutex_);
   std::erase(leaders_, &leader);
-  if (!batch_is_due(changes_.size())) return;
+  if (!batch_is_due(nullptr)) return;
   Change& next = *changes_.front();
   changes_.pop_front();
   lead(next);
@@ -283,9 +293,9 @@ std::vector<Database::Change*> Database::next_batch(Change* leader) {
   const std::lock_guard lock(changes_mutex_);
   // A batch has the deadline of its first: one that has waited long must not hurry those that came later.
   if (changes_.empty() || leader->deadline.at() < Clock::now() + call_timeout_.load() / 2) return batch;
-  size_t bytes = leader->bytes();
+  size_t bytes = leader->bytes;
   while (!changes_.empty() && batch.size() < kBatchChangesMax) {
-    bytes += changes_.front()->bytes();
+    bytes += changes_.front()->bytes;
     if (bytes > kBatchBytesMax) break;
     batch.push_back(changes_.front());
     changes_.pop_front();

@@ -25,7 +25,7 @@ constexpr size_t kIdleKept = 1;
 // Batches of changes under way at once: while one is being committed the next is sent, if it is worth that. Fewer
 // changes cost less in one batch behind the first: a commit, and a server process whose caches are warm.
 constexpr size_t kBatchesMax = 2;
-constexpr size_t kSecondBatchFrom = 16;               // changes,
+constexpr size_t kSecondBatchFrom = 16;              // changes,
 constexpr size_t kSecondBatchFromBytes = 64 * 1024;  // or so many bytes: a server process needs 0.5 to 2 ms to store them
 // After so long a batch is held up, by a lock or a slow disk: it is in nobody's way any more, and a change that has
 // waited so long goes ahead, with those that wait like it. Many times what a commit takes, and little of --db-timeout.

@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <new>
 #include <system_error>
 
 #include "log.hpp"
@@ -85,6 +86,9 @@ std::shared_ptr<Workers::Sleeper> Workers::start_thread(Job& job) {
     *self = std::thread([this, self, sleeper, raw = job.get()] { run(self, sleeper, Job(raw)); });
     static_cast<void>(job.release());
     return sleeper;
+  } catch (const std::bad_alloc&) {
+    threads_.erase(self);
+    throw;
   } catch (const std::system_error& error) {
     threads_.erase(self);
     if (job) LogLine(LogLevel::warning, "no_new_thread").add("reason", errno_text(error.code().value())).add("threads", threads_.size());

@@ -229,18 +229,17 @@ Database::Results Database::run_together(const std::vector<Execution>& execution
 bool Database::join_batch(Change& self) {
   {
     const std::lock_guard lock(changes_mutex_);
-    if (batch_is_due(&self)) {
+    changes_.push_back(&self);
+    if (batch_is_due()) {
+      changes_.pop_back();
       lead(self);
-      self.state = Change::State::leading;
       return true;
     }
-    changes_.push_back(&self);
   }
   while (!self.wait(Deadline::earlier(self.deadline, Deadline::after(kBatchPatience)))) {
     std::unique_lock lock(changes_mutex_);
     const bool too_late = self.deadline.passed();
-    // One connection stays for what is no change.
-    if (!too_late && leaders_.size() + 1 >= settings_.connections_max) continue;
+    if (!too_late && !batch_may_begin()) continue;
     if (std::erase(changes_, &self) == 0) {
       lock.unlock();
       self.wait(Deadline::never());  // it is under way, and ends by a deadline that is not later
@@ -248,42 +247,42 @@ bool Database::join_batch(Change& self) {
     }
     if (too_late) return false;
     lead(self);
-    self.state = Change::State::leading;
   }
   return true;
 }
 
-// Whether a batch is to begin for the changes that wait, and for `coming`, if there is one.
-bool Database::batch_is_due(const Change* coming) const {
+// One connection stays for what is no change.
+bool Database::batch_may_begin() const {
+  return leaders_.size() < kBatchesMax || leaders_.size() + 1 < settings_.connections_max;
+}
+
+// Whether one is to begin at once for the changes that wait.
+bool Database::batch_is_due() const {
+  if (changes_.empty() || !batch_may_begin()) return false;
   const auto at_work = std::count_if(leaders_.begin(), leaders_.end(), [now = Clock::now()](const Change* leader) {
     return now - leader->led_since < kBatchPatience;
   });
-  // One connection stays for what is no change.
-  const bool may_begin = leaders_.size() < kBatchesMax || leaders_.size() + 1 < settings_.connections_max;
-  return may_begin && static_cast<size_t>(at_work) < batches_wanted(coming);
-}
-
-size_t Database::batches_wanted(const Change* coming) const {
-  const size_t changes = changes_.size() + (coming == nullptr ? 0 : 1);
-  if (changes == 0 || changes >= kSecondBatchFrom) return std::min(changes, kBatchesMax);
-  size_t bytes = coming == nullptr ? 0 : coming->bytes;
+  if (at_work == 0) return true;
+  if (static_cast<size_t>(at_work) >= kBatchesMax) return false;
+  if (changes_.size() >= kSecondBatchFrom) return true;
+  size_t bytes = 0;
   for (const Change* change : changes_) bytes += change->bytes;
-  return bytes < kSecondBatchFromBytes ? 1 : kBatchesMax;
+  return bytes >= kSecondBatchFromBytes;
 }
 
 void Database::lead(Change& change) {
   change.led_since = Clock::now();
   leaders_.push_back(&change);  // there is room (constructor): nobody would pass on what a failure leaves behind
+  change.move_on(Change::State::leading);
 }
 
 void Database::pass_on(const Change& leader) {
   const std::lock_guard lock(changes_mutex_);
   std::erase(leaders_, &leader);
-  if (!batch_is_due(nullptr)) return;
+  if (!batch_is_due()) return;
   Change& next = *changes_.front();
   changes_.pop_front();
   lead(next);
-  next.move_on(Change::State::leading);
 }
 
 std::vector<Database::Change*> Database::next_batch(Change* leader) {

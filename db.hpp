@@ -227,8 +227,8 @@ class Database {
   Results try_run(const std::vector<db_internal::Execution>& executions, Deadline deadline);
   Results run_together(const std::vector<db_internal::Execution>& executions);
   bool join_batch(Change& self);
-  bool batch_is_due(const Change* coming) const;
-  size_t batches_wanted(const Change* coming) const;
+  bool batch_may_begin() const;
+  bool batch_is_due() const;
   void lead(Change& change);
   void pass_on(const Change& leader);
   std::vector<Change*> next_batch(Change* leader);

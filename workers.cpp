@@ -3,7 +3,6 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <new>
 #include <system_error>
 
 #include "log.hpp"
@@ -80,20 +79,18 @@ bool Workers::can_grow() {
 
 std::shared_ptr<Workers::Sleeper> Workers::start_thread(Job& job) {
   auto sleeper = std::make_shared<Sleeper>();
-  const auto self = threads_.emplace(threads_.end());
+  std::list<std::thread> started(1);
+  const auto self = started.begin();
   try {
-    // *self is set before the new thread can end, which takes the lock that the caller holds.
+    // The new thread can't end before it is in threads_: it takes the lock that the caller holds.
     *self = std::thread([this, self, sleeper, raw = job.get()] { run(self, sleeper, Job(raw)); });
-    static_cast<void>(job.release());
-    return sleeper;
-  } catch (const std::bad_alloc&) {
-    threads_.erase(self);
-    throw;
   } catch (const std::system_error& error) {
-    threads_.erase(self);
     if (job) LogLine(LogLevel::warning, "no_new_thread").add("reason", errno_text(error.code().value())).add("threads", threads_.size());
     return nullptr;
   }
+  static_cast<void>(job.release());
+  threads_.splice(threads_.end(), started);
+  return sleeper;
 }
 
 void Workers::run(std::list<std::thread>::iterator self, const std::shared_ptr<Sleeper>& sleeper, Job job) {

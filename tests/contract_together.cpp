@@ -299,6 +299,23 @@ TEST_CASE("prompts that come while others are being stored share a transaction, 
   }
 }
 
+TEST_CASE("with two connections to the database a change that waits for a lock leaves one to others (db.hpp)", "[store]") {
+  World world({{"--db-pool", "2", "--db-timeout", "20"}});
+  world.ollama.answer_with(echo());
+  world.database.run("INSERT INTO chatterd_turns (appid, holder, until) VALUES ($1, gen_random_uuid(), now())", {app_of(0)});
+  SqlConnection locker(world.database.conninfo());
+  locker.run("BEGIN");
+  locker.run("SELECT FROM chatterd_turns FOR UPDATE");
+  Clients held_up(world.endpoint, 1, 1, numbered, prompt);
+  REQUIRE(eventually([&] {
+    return world.database.value("SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'", {world.database.name()}) == "1";
+  }));
+  Clients other(world.endpoint, 1, 1, numbered, [](int, const std::string& message) { return prompt(1, message); });
+  for (const Posted& posted : other.all()) CHECK(posted.status == 200);
+  locker.run("COMMIT");
+  for (const Posted& posted : held_up.all()) CHECK(posted.status == 200);
+}
+
 TEST_CASE("changes that wait for a lock in the database hold up no others for long (db.hpp)", "[store]") {
   World world({{"--db-timeout", "20"}});
   world.ollama.answer_with(echo());

@@ -95,28 +95,28 @@ std::shared_ptr<Workers::Sleeper> Workers::start_thread(Job& job) {
 
 void Workers::run(std::list<std::thread>::iterator self, const std::shared_ptr<Sleeper>& sleeper, Job job) {
   ::pthread_setname_np(::pthread_self(), "worker");
-  if (!job) {
-    std::unique_lock lock(mutex_);
-    job = sleep(lock, sleeper);
-  }
+  const bool given = job != nullptr;
+  if (given) serve_(std::move(job));
+  std::unique_lock lock(mutex_);
+  job = given ? next_job(lock, sleeper) : sleep(lock, sleeper);
   while (job) {
+    lock.unlock();
     serve_(std::move(job));
-    job = next_job(sleeper);
+    lock.lock();
+    job = next_job(lock, sleeper);
   }
-  // Each that ends joins those before it, so that their stacks are given back without a caller's help.
+  // Since the last look for a job nobody had the lock: none has come that counts on this thread.
   std::list<std::thread> finished;
-  {
-    const std::lock_guard lock(mutex_);
-    finished.swap(finished_);
-    finished_.splice(finished_.end(), threads_, self);
-    ended_.notify_all();
-  }
+  finished.swap(finished_);
+  finished_.splice(finished_.end(), threads_, self);
+  ended_.notify_all();
+  lock.unlock();
+  // Each that ends joins those before it, so that their stacks are given back without a caller's help.
   for (std::thread& thread : finished) thread.join();
 }
 
 // The next job for this thread; null when there has been none for a while.
-Workers::Job Workers::next_job(const std::shared_ptr<Sleeper>& self) {
-  std::unique_lock lock(mutex_);
+Workers::Job Workers::next_job(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Sleeper>& self) {
   if (!queue_.empty()) {
     Job job = std::move(queue_.front());
     queue_.pop_front();

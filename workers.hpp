@@ -49,7 +49,7 @@ class Workers {
 
   void run(std::list<std::thread>::iterator self, const std::shared_ptr<Sleeper>& sleeper, Job job);
   std::shared_ptr<Sleeper> start_thread(Job& job);
-  Job next_job(const std::shared_ptr<Sleeper>& self);
+  Job next_job(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Sleeper>& self);
   Job sleep(std::unique_lock<std::mutex>& lock, const std::shared_ptr<Sleeper>& self);
 
   const std::function<void(Job)> serve_;

@@ -135,11 +135,9 @@ UniqueFd Spool::open_file(int number, int flags, const char* suffix) const {
 // What an earlier run left.
 void Spool::read_own() {
   const std::string text = read_text(file_.get());
-  has_lines_ = !text.empty();
   for (Reply& reply : replies_in(text)) waiting_.push_back({std::move(reply), true});
   if (!waiting_.empty()) LogLine(LogLevel::info, "replies_found_in_spool").add("count", waiting_.size());
-  // A torn line must not swallow the next one.
-  if (has_lines_ && !text.ends_with('\n')) append("\n", false);
+  torn_ = !text.empty() && !text.ends_with('\n');
 }
 
 // Which run has a file stands beside it, in a file of its own: it is replaced by the `next` one. Call it with the
@@ -193,17 +191,19 @@ size_t Spool::take_over(int other) {
 
 bool Spool::append(const std::string& line, bool through) {
   if (!file_) return false;
+  // A torn line must not swallow this one.
+  const std::string text = torn_ ? "\n" + line : line;
   size_t written = 0;
-  while (written < line.size()) {
-    const ssize_t count = ::write(file_.get(), line.data() + written, line.size() - written);
+  while (written < text.size()) {
+    const ssize_t count = ::write(file_.get(), text.data() + written, text.size() - written);
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) {
       LogLine(LogLevel::error, "spool_write_failed").add("reason", errno_text(errno));
       return false;
     }
     written += static_cast<size_t>(count);
+    torn_ = written < text.size();
   }
-  has_lines_ = true;
   return !through || ::fdatasync(file_.get()) == 0;
 }
 
@@ -222,7 +222,7 @@ void Spool::remove_locked(const std::string& id) {
   std::erase_if(waiting_, [&](const Waiting& waiting) { return waiting.reply.turn.id == id; });
   if (waiting_.empty()) {
     // Nothing waits: the file begins anew. If this is lost, what comes back is stored already.
-    if (file_ && ::ftruncate(file_.get(), 0) == 0) has_lines_ = false;
+    if (file_ && ::ftruncate(file_.get(), 0) == 0) torn_ = false;
   } else {
     append("{\"gone\":\"" + id + "\"}\n", false);
   }

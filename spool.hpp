@@ -68,7 +68,7 @@ class Spool {
   int number_ = 0;    // of this chatterd's own
   UniqueFd file_;
   std::vector<Waiting> waiting_;
-  bool has_lines_ = false;
+  bool torn_ = false;  // the file's last line: it has no end
   std::vector<std::string> ended_runs_;
 };
 

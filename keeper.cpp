@@ -10,6 +10,8 @@ namespace {
 constexpr auto kPause = std::chrono::seconds(1);
 // Between two looks for files that other chatterds have left: a few dozen failing open()s.
 constexpr auto kAdoptEvery = std::chrono::seconds(10);
+// How long replies from the spool are stored one by one before turns are looked after again: they are renewed each 5 s.
+constexpr auto kOrphansPatience = std::chrono::seconds(2);
 
 }  // namespace
 
@@ -43,8 +45,8 @@ void Keeper::run() {
         adopt_at_ = Deadline::after(kAdoptEvery);
       }
       end_turns();
-      store_orphans();
       database_.keep_turns();
+      store_orphans();
     }
     database_.close_idle();
     lock.lock();
@@ -74,7 +76,9 @@ void Keeper::end_turns() {
 }
 
 void Keeper::store_orphans() {
+  const Deadline pause = Deadline::after(kOrphansPatience);
   for (const Reply& reply : spool_.orphans()) {
+    if (pause.passed()) return;
     const auto failure = database_.store_reply(reply);
     if (failure && failure->fault == DbFault::unavailable) return;  // all would fail: later
     if (failure) {

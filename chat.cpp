@@ -18,16 +18,15 @@ namespace {
 // Between two tries to store a reply while the database is away.
 constexpr auto kStorePause = milliseconds(250);
 
-// The body for Ollama (contract 3.4): the history from the database; the request's own messages, which
-// are its last rows, as the client wrote them, with images and all; every other field unchanged. The rows are
-// used up: nobody needs them while Ollama loads a model.
+// The body for Ollama (contract 3.4): the history from the database; the request's own messages as the client
+// wrote them, with images and all; every other field unchanged. The rows are used up: nobody needs them while
+// Ollama loads a model.
 std::string build_ollama_body(const ChatRequest& request, Conversation conversation) {
   const Rows& rows = conversation.rows;
-  const size_t older = rows.size() - std::min(conversation.stored, rows.size());
   std::string body;
   body.reserve(rows.memory_bytes());  // a long history is not to be copied each time that this has grown
   body.append("{\"model\":").append(request.model_json).append(",\"messages\":[");
-  for (size_t row = 0; row < older; ++row) {
+  for (size_t row = 0; row < rows.size(); ++row) {
     body += row == 0 ? "{\"role\":" : ",{\"role\":";
     append_json_string(body, rows.text(row, Conversation::name));
     body += ",\"content\":";

@@ -71,7 +71,6 @@ class Rows {
 struct Conversation {
   enum Column { name, message };
   Rows rows;
-  size_t stored;
   /// The place in the order that is kept for the reply to the last prompt; none: at the end.
   std::optional<std::int64_t> reply_place;
 };

@@ -42,11 +42,19 @@ std::vector<std::string> make_uuids(size_t count) {
   return ids;
 }
 
+// As PostgreSQL writes an array.
+std::string array_of(const std::vector<std::string>& ids) {
+  std::string text = "{";
+  for (const std::string& id : ids) text += (text.size() == 1 ? "" : ",") + id;
+  return text + "}";
+}
+
 }  // namespace
 
 Result<Conversation, DbFailure> Database::append(const Turn& turn, const std::vector<ChatMessage>& messages) {
   std::vector<Execution> executions;
   const std::vector<std::string> ids = make_uuids(messages.size());
+  const std::string own = array_of(ids);
   if (messages.empty()) {
     executions.push_back({statement(kTakeTurn), {turn.app_id.c_str(), turn.id.c_str(), kLeaseInterval}});
   } else {
@@ -54,7 +62,7 @@ Result<Conversation, DbFailure> Database::append(const Turn& turn, const std::ve
                           {turn.app_id.c_str(), turn.id.c_str(), kLeaseInterval, messages[0].role.c_str(), messages[0].content.c_str(), ids[0].c_str()}});
     add_inserts(executions, ids, turn.app_id, messages, 1);
   }
-  executions.push_back({statement(kHistory), {turn.app_id.c_str()}});
+  executions.push_back({statement(kHistory), {turn.app_id.c_str(), own.c_str()}});
   auto results = run_together(executions);
   if (!results.ok()) {
     if (results.error().outcome_unknown) hold(turn, /*over=*/true);
@@ -62,7 +70,7 @@ Result<Conversation, DbFailure> Database::append(const Turn& turn, const std::ve
   }
   hold(turn, /*over=*/false);
   std::vector<Rows>& rows = results.value();
-  Conversation conversation{std::move(rows.back()), messages.size(), std::nullopt};
+  Conversation conversation{std::move(rows.back()), std::nullopt};
   // The order counts in twos: the number behind the last prompt's belongs to the reply (schema.sql).
   if (!messages.empty()) conversation.reply_place = rows[messages.size() - 1].integer(0, 0) + 1;
   return conversation;

@@ -97,6 +97,17 @@ TEST_CASE("the history holds rows that other programs inserted meanwhile (3.2)",
   CHECK(contents_sent(*world->ollama.wait_for_request(mark)) == "one,Hello, world,from outside," + mark + ",");
 }
 
+TEST_CASE("what another program adds right behind the prompt is sent once, and the prompt once, as the last (3.4)", "[store]") {
+  World world;
+  // Within the prompt's own statement: so it is there when the history is read.
+  world.database.run(
+      "CREATE FUNCTION add_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+      " INSERT INTO chatts (name, message, appid) VALUES ('user', 'from outside', NEW.appid); RETURN NULL; END $$");
+  world.database.run("CREATE TRIGGER add_row AFTER INSERT ON chatts FOR EACH ROW WHEN (NEW.message = 'prompt') EXECUTE FUNCTION add_row()");
+  world.post("/llmchat/", chat_body("app", "prompt"));
+  CHECK(contents_sent(*world.ollama.wait_for_request("prompt")) == "from outside,prompt,");
+}
+
 TEST_CASE("a value that the database refuses is 400, nothing is stored and Ollama is not called (3.3)", "[store]") {
   World world;
   world.database.run("ALTER TABLE chatts ADD CHECK (message <> 'forbidden')");

@@ -140,9 +140,11 @@ class ChatTurn {
     framing.close(problem, last_words);
     count_last_words(exchange, framing, lines_before, last_words);
     note_ending(exchange, ending, *generation_, framing);
-    bool listening = ending != Ending::client_left && (last_words.empty() || send(last_words));
-    listening = store(relay, framing, listening, send) && listening;
-    return listening;
+    const auto say_last_words = [&](bool listening) { return listening && (last_words.empty() || send(last_words)); };
+    // A client that does not read takes time, which a reply has not when chatterd stops.
+    if (ending == Ending::stopping) return say_last_words(store(relay, framing, true, send));
+    const bool listening = say_last_words(ending != Ending::client_left);
+    return store(relay, framing, listening, send) && listening;
   }
 
  private:

@@ -158,16 +158,24 @@ class Heart {
   Clock::time_point beat_at_{};
 };
 
+// How long streams may take to end once they are told to: a client may not read just then, and the database not answer
+// when the turn's end and the reply are to be stored; then that is kept for later.
+milliseconds ending_max(const Config& config) {
+  return std::max<milliseconds>(std::chrono::seconds(10), config.write_timeout + 2 * config.db_timeout + std::chrono::seconds(1));
+}
+
 // Lets what is under way come to its end; a second signal to end does so at once.
 int stop(Server& server, Services& services, Admin& admin, ServiceManager& manager, const sigset_t& signals) {
-  const milliseconds drain = services.config.get()->drain;
+  const auto config = services.config.get();
+  const milliseconds drain = config->drain;
+  const milliseconds ending = ending_max(*config);
   LogLine(LogLevel::info, "stopping");
   admin.stop();
-  manager.stopping(drain + Server::kStopMax);
+  manager.stopping(drain + ending);
   services.conversations.close();
   std::atomic<bool> all_ended{false};
   std::thread stopper([&] {
-    all_ended = server.stop(drain);
+    all_ended = server.stop(drain, ending);
     if (!all_ended) LogLine(LogLevel::error, "requests_cut_off");
     kill(getpid(), SIGTERM);  // wakes the wait below
   });

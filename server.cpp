@@ -63,7 +63,7 @@ Server::Server(Settings settings, SslContext tls)
 }
 
 Server::~Server() {
-  if (door_.joinable()) stop(milliseconds(0));
+  if (door_.joinable()) stop(milliseconds(0), std::chrono::seconds(10));
 }
 
 std::optional<StartProblem> Server::bind() {
@@ -142,7 +142,7 @@ std::string_view Server::self_check(Clock::duration patience) {
   return answers_itself() ? "" : "routing";
 }
 
-bool Server::stop(milliseconds drain) {
+bool Server::stop(milliseconds drain, milliseconds ending) {
   draining_ = true;
   door_pulse_.wake();
   std::unique_lock lock(mutex_);
@@ -160,7 +160,7 @@ bool Server::stop(milliseconds drain) {
   lock.unlock();
   closing.clear();
   lock.lock();
-  const bool all_ended = served_.wait_for(lock, kStopMax, [this] { return serving_ == 0; });
+  const bool all_ended = served_.wait_for(lock, ending, [this] { return serving_ == 0; });
   lock.unlock();
   if (all_ended) {
     workers_.reset();

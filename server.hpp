@@ -187,10 +187,8 @@ class Server : public httplib::Server {
   std::string_view self_check(Clock::duration patience);
 
   /// Accepts no more, lets requests go on for `drain`, those too whose first bytes are on their way, then orders
-  /// streams to end, and returns when all have, or false after some more seconds. Any thread, once.
-  bool stop(milliseconds drain);
-  /// How long stop() may go on after `drain`.
-  static constexpr std::chrono::seconds kStopMax{10};
+  /// streams to end, and returns when all have, or false when `ending` is over. Any thread, once.
+  bool stop(milliseconds drain, milliseconds ending);
 
  private:
   friend class Exchange;

@@ -108,8 +108,8 @@ TEST_CASE("at SIGTERM systemd is told, a stream goes on to its end, and its repl
   Stream stream(world.endpoint, chat_body("app", "x"));
   stream.events(2);
   world.chatterd->signal(SIGTERM);
-  // Ten seconds of --drain and ten for the ends of streams.
-  CHECK(manager.wait_for("STOPPING=1") == "STOPPING=1\nEXTEND_TIMEOUT_USEC=20000000");
+  // Ten seconds of --drain, and for the ends of streams --write-timeout, twice --db-timeout and a second more.
+  CHECK(manager.wait_for("STOPPING=1") == "STOPPING=1\nEXTEND_TIMEOUT_USEC=26000000");
   CHECK(manager.wait_for("STATUS=stopping") == "STATUS=stopping; 1 stream");
   gate.open();
   CHECK(stream.rest().size() == 3);

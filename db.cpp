@@ -348,7 +348,7 @@ Database::Opened Database::borrow(Deadline deadline) {
     while (!idle_.empty()) {
       std::unique_ptr<Connection> connection = std::move(idle_.back().connection);
       idle_.pop_back();
-      if (connection->still_open()) return connection;
+      if (connection->statement_timeout() == call_timeout_.load() && connection->still_open()) return connection;
       --open_;
     }
     if (open_ < settings_.connections_max) break;

@@ -64,7 +64,8 @@ bool is_turn_refused(const PGresult* result) {
 
 // A mark of the connection's own: behind a pooler that mixes sessions up, and runs one with statements of
 // another chatterd's, a name must be unknown rather than mean something else.
-Connection::Connection(PgConn pg) : pg_(std::move(pg)), mark_("_" + make_uuid()) {}
+Connection::Connection(PgConn pg, milliseconds statement_timeout)
+    : pg_(std::move(pg)), statement_timeout_(statement_timeout), mark_("_" + make_uuid()) {}
 
 Result<std::unique_ptr<Connection>, DbFailure> Connection::open(const Address& address, std::span<const Statement> statements,
                                                                 milliseconds statement_timeout, Deadline deadline) {
@@ -72,9 +73,9 @@ Result<std::unique_ptr<Connection>, DbFailure> Connection::open(const Address& a
   const char* keywords[] = {"target_session_attrs", "dbname", "host", "hostaddr", "port", "fallback_application_name", "client_encoding", nullptr};
   const char* values[] = {address.one_of_several ? "read-write" : "", address.conninfo.c_str(), address.host.c_str(), address.hostaddr.c_str(),
                           address.port.c_str(), "chatterd", "UTF8", nullptr};
-  std::unique_ptr<Connection> connection(new Connection(PgConn(PQconnectStartParams(keywords, values, /*expand_dbname=*/1))));
+  std::unique_ptr<Connection> connection(new Connection(PgConn(PQconnectStartParams(keywords, values, /*expand_dbname=*/1)), statement_timeout));
   if (auto failure = connection->connect(deadline)) return *failure;
-  if (auto failure = connection->prepare(statements, statement_timeout, deadline)) return *failure;
+  if (auto failure = connection->prepare(statements, deadline)) return *failure;
   return connection;
 }
 
@@ -95,10 +96,10 @@ std::optional<DbFailure> Connection::connect(Deadline deadline) {
   return std::nullopt;
 }
 
-std::optional<DbFailure> Connection::prepare(std::span<const Statement> statements, milliseconds statement_timeout, Deadline deadline) {
+std::optional<DbFailure> Connection::prepare(std::span<const Statement> statements, Deadline deadline) {
   if (statements.empty()) return std::nullopt;
   // The server too gives a statement up once nobody waits for it any more.
-  const std::string limit = "SET statement_timeout = " + std::to_string(std::max<long long>(1, statement_timeout.count()));
+  const std::string limit = "SET statement_timeout = " + std::to_string(std::max<long long>(1, statement_timeout_.count()));
   bool sent = PQenterPipelineMode(pg_.get()) == 1 &&
               PQsendQueryParams(pg_.get(), limit.c_str(), 0, nullptr, nullptr, nullptr, nullptr, 0) == 1 &&
               PQsendQueryParams(pg_.get(), kServerTime, 0, nullptr, nullptr, nullptr, nullptr, 0) == 1 &&

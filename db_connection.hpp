@@ -68,15 +68,17 @@ class Connection {
   bool usable() const { return usable_; }
   /// Whether an idle connection is still open: notices a server that has closed it.
   bool still_open();
+  /// As open() was given it.
+  milliseconds statement_timeout() const { return statement_timeout_; }
 
   std::string host() const { return text(PQhost(pg_.get())); }
   std::string port() const { return text(PQport(pg_.get())); }
 
  private:
-  explicit Connection(PgConn pg);
+  Connection(PgConn pg, milliseconds statement_timeout);
   static std::string text(const char* value) { return value == nullptr ? "" : value; }
   std::optional<DbFailure> connect(Deadline deadline);
-  std::optional<DbFailure> prepare(std::span<const Statement> statements, milliseconds statement_timeout, Deadline deadline);
+  std::optional<DbFailure> prepare(std::span<const Statement> statements, Deadline deadline);
   Result<std::vector<PgResult>, DbFailure> collect(size_t results_expected, Deadline deadline);
   std::optional<DbFailure> exchange_some(Deadline deadline);
   DbFailure lost(bool outcome_unknown);
@@ -85,6 +87,7 @@ class Connection {
   std::string own_name(const Statement& statement) const { return statement.name + mark_; }
 
   PgConn pg_;
+  const milliseconds statement_timeout_;
   const std::string mark_;
   bool usable_ = true;
   // The server's clock, in microseconds since 2000, and ours when its answer had come.

@@ -98,6 +98,23 @@ TEST_CASE("a reload takes new limits over from the configuration file, and a lin
   CHECK(world.post("/postchatt/", body + std::string(4000, ' ')).status() == 200);
 }
 
+TEST_CASE("a longer --db-timeout holds over connections to the database that are open already", "[reload]") {
+  const Files files;
+  const std::string env = files.write("env", "CHATTERD_DB_TIMEOUT=0.4\n");
+  World world({{"--env-file", env}});
+  REQUIRE(world.post("/postchatt/", R"({"name":"n","message":"first"})").status() == 200);
+  files.write("env", "CHATTERD_DB_TIMEOUT=20\n");
+  CHECK(has(reload(*world.chatterd), "changed=--db-timeout"));
+  SqlConnection locker(world.database.conninfo());
+  locker.run("BEGIN");
+  locker.run("LOCK TABLE chatts");
+  Connection client(world.endpoint);
+  client.send(bytes_of({"POST", "/postchatt/", R"({"name":"n","message":"second"})", {}}));
+  CHECK(client.stays_silent(800));
+  locker.run("COMMIT");
+  CHECK(client.read_response().status() == 200);
+}
+
 TEST_CASE("a bad value in the configuration file leaves all as it was, and is named (6)", "[reload]") {
   const Files files;
   const std::string env = files.write("env", "CHATTERD_RATE=0\n");

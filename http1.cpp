@@ -172,7 +172,7 @@ bool RequestReader::take_expect_continue() { return std::exchange(expect_continu
 
 RequestReader::State RequestReader::next() {
   state_ = State::head;
-  searched_ = 0;
+  searched_ = skipped_ = 0;
   method_.clear();
   path_.clear();
   take_body();  // it may have been large; an idle connection keeps nothing of it
@@ -191,11 +191,14 @@ RequestReader::State RequestReader::refuse(int status, std::string sentence) {
 }
 
 RequestReader::State RequestReader::read_head() {
-  // Empty lines before a request line are passed over (RFC 9112, 2.2).
-  while (arrived_.starts_with("\r\n")) arrived_.erase(0, 2);
+  // Empty lines before a request line are passed over (RFC 9112, 2.2); they count as part of its head.
+  size_t empty = 0;
+  while (arrived_.compare(empty, 2, "\r\n") == 0) empty += 2;
+  arrived_.erase(0, empty);
+  skipped_ += empty;
   const size_t end = arrived_.find("\r\n\r\n", searched_ > 3 ? searched_ - 3 : 0);
   searched_ = arrived_.size();
-  if (head_too_large(end, arrived_.size())) return refuse(431, "The request's headers are too large.");
+  if (skipped_ > kHeadBytesMax || head_too_large(end, arrived_.size())) return refuse(431, "The request's headers are too large.");
   if (end == std::string::npos) {
     // A first byte that can't begin a method will not become a request by waiting.
     if (!arrived_.empty() && arrived_ != "\r" && !is_token_char(arrived_.front())) return refuse(400, "This is not an HTTP request.");

@@ -132,6 +132,7 @@ class RequestReader {
   State state_ = State::head;
   std::string arrived_;   // not yet taken
   size_t searched_ = 0;   // of arrived_, for the end of the head
+  size_t skipped_ = 0;    // bytes of empty lines before it
   BodyDecoder decoder_ = BodyDecoder::none();
   std::string method_, path_, target_, authorization_;
   bool version_1_0_ = false;

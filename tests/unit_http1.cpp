@@ -109,6 +109,15 @@ TEST_CASE("headers are limited in size and number", "[http1]") {
   CHECK(refusal_of("GET /" + std::string(http1::kTargetBytesMax, 'x') + " HTTP/1.1\r\n\r\n") == 414);
 }
 
+TEST_CASE("empty lines before a request are passed over, but not without end", "[http1]") {
+  CHECK(read("\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n", 3).state() == State::complete);
+  std::string lines;
+  while (lines.size() < 1'000'000) lines += "\r\n";
+  const RequestReader reader = read(lines, 1000);
+  CHECK(reader.state() == State::refused);
+  CHECK(reader.refusal().status == 431);
+}
+
 TEST_CASE("what is not HTTP/1 is refused at once", "[http1]") {
   CHECK(refusal_of("\x16\x03\x01") == 400);
   CHECK(refusal_of("GET /\r\n\r\n") == 400);

@@ -138,9 +138,13 @@ Connection::Io Server::receive(Connection& connection) {
     connection.set_limits(limits_.get());
     connection.deadline = Deadline::after(connection.limits().header_timeout);
   }
-  if (connection.reader.feed(bytes) == http1::RequestReader::State::body && connection.phase == Connection::Phase::opening) {
-    connection.phase = Connection::Phase::body;
-    connection.deadline = Deadline::after(connection.limits().body_timeout);
+  try {
+    if (connection.reader.feed(bytes) == http1::RequestReader::State::body && connection.phase == Connection::Phase::opening) {
+      connection.phase = Connection::Phase::body;
+      connection.deadline = Deadline::after(connection.limits().body_timeout);
+    }
+  } catch (const std::bad_alloc&) {
+    return Connection::Io::closed;  // others may go on with what it gives back
   }
   return outcome;
 }

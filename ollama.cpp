@@ -164,6 +164,7 @@ Generation::Event Generation::connect_next() {
   }
   if (ways_.empty()) return fail(Event::unreachable, std::move(connect_error_));
   const sockaddr_storage address = ways_.front();
+  way_deadline_ = Deadline::after((connect_deadline_->at() - Clock::now()) / static_cast<Clock::rep>(ways_.size()));
   ways_.erase(ways_.begin());
   fd_ = new_socket(address);
   if (!fd_) {
@@ -182,9 +183,13 @@ Generation::Event Generation::connect_next() {
 }
 
 Generation::Event Generation::finish_connecting(Waiter& waiter, Deadline deadline) {
-  const Wake wake = waiter.wait(fd_.get(), POLLOUT, Deadline::earlier(deadline, *connect_deadline_));
-  if (wake == Wake::timed_out && !connect_deadline_->passed()) return Event::timed_out;
-  if (wake == Wake::timed_out) return fail(Event::unreachable, "no connection in time");
+  const Wake wake = waiter.wait(fd_.get(), POLLOUT, Deadline::earlier(deadline, way_deadline_));
+  if (wake == Wake::timed_out && !way_deadline_.passed()) return Event::timed_out;
+  if (wake == Wake::timed_out) {
+    connect_error_ = "no connection in time";
+    step_ = Step::connect;
+    return Event::head;
+  }
   if (wake != Wake::ready) return event_of(wake);
   int error = 0;
   socklen_t length = sizeof error;

@@ -116,6 +116,7 @@ class Generation {
   std::vector<sockaddr_storage> ways_;  // IP addresses of the present one, not yet tried
   std::string connect_error_;
   std::optional<Deadline> connect_deadline_;
+  Deadline way_deadline_ = Deadline::never();  // of the present way: its share of the time that was left
   http1::ResponseHeadReader head_;
   http1::BodyDecoder body_ = http1::BodyDecoder::none();
   std::string_view unread_;  // of receive()'s buffer or head_.rest()

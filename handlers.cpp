@@ -28,19 +28,30 @@ void handle_postchatt(Services& services, Response& response) {
   reply_json(response, "{}");
 }
 
+// DbFault::busy: the conversation's turn could not be had within `turn_wait`.
+std::optional<DbFailure> begin_anew(Services& services, const PrepRequest& prep, milliseconds turn_wait) {
+  const Deadline deadline = Deadline::after(turn_wait);
+  const auto turn = services.conversations.enter(prep.app_id, turn_wait);
+  if (!turn) return DbFailure{DbFault::busy, false, ""};
+  SharedTurn shared_turn(services.database, prep.app_id);
+  PlainWaiter waiter;  // a client that has ended its side still gets its answer
+  auto failure = shared_turn.begin(services.conversations, waiter, deadline,
+                                   [&](const Turn& own) { return services.database.replace(own, prep.messages); });
+  if (!failure) services.spool.remove_conversation(prep.app_id);
+  return failure;
+}
+
 void handle_llmprep(Services& services, Response& response) {
   const auto prep = parse_prep_request(Exchange::current().take_body());
   if (!prep.ok()) return reply_error(response, 422, prep.error().sentence);
-  const auto config = services.config.get();
-  const Deadline turn_wait = Deadline::after(config->turn_wait);
-  const auto turn = services.conversations.enter(prep.value().app_id, config->turn_wait);
-  if (!turn) return reply_no_turn(services, response);
-  SharedTurn shared_turn(services.database, prep.value().app_id);
-  PlainWaiter waiter;  // a client that has ended its side still gets its answer
-  const auto failure = shared_turn.begin(services.conversations, waiter, turn_wait,
-                                         [&](const Turn& own) { return services.database.replace(own, prep.value().messages); });
+  auto failure = begin_anew(services, prep.value(), milliseconds(0));
+  if (failure && failure->fault == DbFault::busy) {
+    // To wait takes a thread for as long as a stream does, so there are not more of both than there may be streams.
+    const auto slot = take_slot(services, response);
+    if (!slot) return;
+    failure = begin_anew(services, prep.value(), services.config.get()->turn_wait);
+  }
   if (failure) return reply_not_begun(services, response, *failure);
-  services.spool.remove_conversation(prep.value().app_id);
   reply_json(response, "{}");
 }
 

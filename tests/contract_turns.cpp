@@ -74,6 +74,19 @@ TEST_CASE("llmprep waits for the conversation's stream and then replaces it, the
   CHECK(joined(world.database.conversation("app")) == "system:new");
 }
 
+TEST_CASE("a llmprep that has to wait counts as a stream, one that has not does not (3.13, 3.15)", "[turns]") {
+  World world({{"--turn-wait", "20", "--max-streams", "1"}});
+  const Gate done;
+  world.ollama.answer_with(answer_then_wait({"reply"}, done));
+  Stream first(world.endpoint, chat_body("app", "first"));
+  first.events(1);
+  CHECK(world.post("/llmprep/", prep_body("other")).status() == 200);
+  check_error(world.post("/llmprep/", prep_body("app")), 503);
+  done.open();
+  first.rest();
+  CHECK(world.post("/llmprep/", prep_body("app")).status() == 200);
+}
+
 TEST_CASE("different conversations do not wait for each other (3.13)", "[turns]") {
   const Shared world;
   const Gate done;

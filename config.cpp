@@ -50,7 +50,7 @@ const Option kOptions[] = {
     {"idle-timeout", "SECONDS", Option::Time{&Config::idle_timeout}, "how long a connection is kept between two requests", kReloads},
     {"write-timeout", "SECONDS", Option::Time{&Config::write_timeout}, "after which a client that does not read is dropped", kReloads},
     {"turn-wait", "SECONDS", Option::Time{&Config::turn_wait}, "how long a request waits for an earlier one with its appID", kReloads},
-    {"ping-interval", "SECONDS", Option::Time{&Config::ping_interval}, "silence after which a stream gets a comment", kReloads},
+    {"ping-interval", "SECONDS", Option::Time{&Config::ping_interval}, "silence after which a stream gets a comment; 0: never", kReloads},
     {"drain", "SECONDS", Option::Time{&Config::drain}, "how long streams may go on after SIGTERM", kReloads},
     {"admin", "HOST:PORT", &Config::admin,
      "address for GET /healthz, /readyz and /metrics, plain HTTP for whoever reaches it, such as 127.0.0.1:9091; without it they are not served"},

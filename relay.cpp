@@ -176,7 +176,8 @@ bool Relay::send(std::string_view bytes) {
 }
 
 Deadline Relay::next_ping(const Framing& framing) const {
-  return framing.ping().empty() ? Deadline::never() : Deadline::at_time(last_sent_ + config_.ping_interval);
+  const bool none = framing.ping().empty() || config_.ping_interval.count() == 0;
+  return none ? Deadline::never() : Deadline::at_time(last_sent_ + config_.ping_interval);
 }
 
 bool Relay::ping_if_due(const Framing& framing) {

@@ -173,6 +173,20 @@ TEST_CASE("while lines come often enough there is no ping (3.10)", "[ending]") {
   CHECK(stream.bytes.find("ping") == std::string::npos);
 }
 
+TEST_CASE("with --ping-interval 0 there is no ping (3.10)", "[ending]") {
+  World world({{"--ping-interval", "0"}});
+  world.ollama.answer_with([](Conn& conn) {
+    conn.stream_head();
+    conn.line(token_line("t"));
+    conn.pause(200);
+    conn.line(done_line());
+    conn.end_chunks();
+  });
+  Stream stream(world.endpoint, chat_body("app", "x"));
+  CHECK(stream.rest().size() == 2);
+  CHECK(stream.bytes.find("ping") == std::string::npos);
+}
+
 TEST_CASE("a client that leaves after the first token ends the request to Ollama within a second (3.12)", "[ending]") {
   const Shared world;
   for (const bool with_rst : {false, true}) {

@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "access.hpp"
 #include "db.hpp"
 #include "json_view.hpp"
 #include "ollama.hpp"
@@ -23,6 +24,9 @@ bool report(bool usable, const std::string& what, const std::string& sentence) {
 bool check_configuration(const Config& config) {
   const auto addresses = OllamaAddress::parse_list(config.ollama);
   if (!addresses.ok()) return report(false, "configuration", "--ollama: " + addresses.error());
+  if (ApiKeys keys; !config.api_keys.empty()) {
+    if (const auto problem = keys.load(config.api_keys)) return report(false, "configuration", *problem);
+  }
   return report(true, "configuration", "port " + std::to_string(config.port) + (config.http ? ", plain HTTP" : ", HTTPS"));
 }
 
@@ -62,7 +66,7 @@ bool check_ollama(Ollama& ollama, size_t address, const std::string& url) {
   const auto members = json_members(body);
   const JsonMember* models = find_member(members, "models");
   const size_t count = models == nullptr ? 0 : json_elements(models->value).size();
-  if (count == 0) return report(false, "Ollama", url + " has no model. Get one: ollama pull tinyllama");
+  if (count == 0) return report(false, "Ollama", url + " has no model. Get one: ollama pull gemma3:270m");
   return report(true, "Ollama", url + ", " + std::to_string(count) + (count == 1 ? " model" : " models"));
 }
 

@@ -91,6 +91,13 @@ TEST_CASE("--check names a certificate that is missing, broken, over or another 
   check_reported(check(other.cert_path, over.key_path), {"certificate", "key"});
 }
 
+TEST_CASE("--check names a file of API keys that a start would refuse (6)", "[check]") {
+  const Database database;
+  const ScriptedOllama ollama;
+  make_table(database, ollama);
+  check_reported(check_with(database.conninfo(), ollama.url(), {"--api-keys", "/nowhere/keys"}), {"FAIL  configuration", "--api-keys"});
+}
+
 TEST_CASE("--check names a database that is away, unknown or closed to the role, and what mends it (6)", "[check]") {
   const Database database;
   const ScriptedOllama ollama;

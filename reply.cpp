@@ -4,6 +4,14 @@
 
 #include "text.hpp"
 
+namespace {
+
+// A large piece goes out in slices of so much to twice as much: on its way each is copied into a chunk, and into what
+// the exchange holds.
+constexpr size_t kSliceBytes = 256 * 1024;
+
+}  // namespace
+
 void reply_json(httplib::Response& response, std::string_view json) {
   response.status = 200;
   response.set_content(json.data(), json.size(), "application/json");
@@ -41,6 +49,9 @@ void stream_response(httplib::Response& response, const std::string& content_typ
   const auto provide = [produce = std::move(produce), &exchange](size_t, httplib::DataSink& sink) {
     const SendPiece send = [&](std::string_view piece) {
       if (piece.empty()) return exchange.flush();  // an empty chunk would end the body
+      for (; piece.size() > 2 * kSliceBytes; piece.remove_prefix(kSliceBytes)) {
+        if (!sink.write(piece.data(), kSliceBytes) || !exchange.flush()) return false;
+      }
       return sink.write(piece.data(), piece.size()) && exchange.flush();
     };
     // An exception that leaves a provider ends the process, in every version of httplib.

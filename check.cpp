@@ -8,12 +8,12 @@
 #include "db.hpp"
 #include "json_view.hpp"
 #include "ollama.hpp"
-#include "relay.hpp"
 #include "tls.hpp"
 
 namespace {
 
 constexpr auto kOllamaMax = std::chrono::seconds(5);
+constexpr size_t kModelsBytesMax = 4 * 1024 * 1024;  // of the list of models: some 400 bytes each
 constexpr int kCertificateDaysLow = 14;
 
 bool report(bool usable, const std::string& what, const std::string& sentence) {
@@ -61,7 +61,7 @@ bool check_ollama(Ollama& ollama, size_t address, const std::string& url) {
   if (event != Generation::Event::head) {
     return report(false, "Ollama", url + " does not answer: " + (generation->detail().empty() ? "no answer in time" : generation->detail()) + start_it);
   }
-  const std::string body = read_error(*generation, waiter);
+  const std::string body = generation->read_small(waiter, Deadline::after(kOllamaMax), kModelsBytesMax);
   if (generation->status() != 200 || find_json_problem(body)) return report(false, "Ollama", url + " answers, but not as Ollama does" + start_it);
   const auto members = json_members(body);
   const JsonMember* models = find_member(members, "models");

@@ -146,6 +146,19 @@ TEST_CASE("--check names an Ollama that is away, ill or no Ollama at all (6)", "
   }
 }
 
+TEST_CASE("--check of an Ollama with very many models says how many (6)", "[check]") {
+  const Database database;
+  ScriptedOllama ollama;
+  make_table(database, ollama);
+  std::string models;
+  for (int i = 0; i < 500; ++i) models += (i == 0 ? "{\"name\":\"" : ",{\"name\":\"") + std::string(400, 'm') + "\"}";
+  ollama.answer_health_with(answer_document(200, "{\"models\":[" + models + "]}"));
+  const Finished checked = check_with(database.conninfo(), ollama.url());
+  INFO(checked.text());
+  CHECK(checked.status == 0);
+  CHECK(holds(checked.out, "500 models"));
+}
+
 TEST_CASE("--check of an Ollama that does not answer comes to an end (6)", "[check]") {
   const Database database;
   ScriptedOllama ollama;

@@ -10,19 +10,13 @@
 #include <fstream>
 
 #include "http1.hpp"
+#include "text.hpp"
 
 namespace {
 
 constexpr double kBurstSeconds = 2;
 // Beyond this many clients those with full buckets, which are as good as unknown, are forgotten.
 constexpr size_t kBucketsMax = 10'000;
-
-int hex_value(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-  return -1;
-}
 
 template <class Digest>
 bool parse_digest(std::string_view hex, Digest& digest) {

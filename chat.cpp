@@ -1,7 +1,5 @@
 #include "chat.hpp"
 
-#include <algorithm>
-
 #include "log.hpp"
 #include "metrics.hpp"
 #include "relay.hpp"

@@ -88,15 +88,6 @@ bool parse_switch(const std::string& text, bool& out) {
   return out || std::find(std::begin(kOff), std::end(kOff), text) != std::end(kOff);
 }
 
-bool is_one_of(std::string_view value, std::string_view values) {
-  while (!values.empty()) {
-    const size_t end = std::min(values.find(", "), values.size());
-    if (values.substr(0, end) == value) return true;
-    values.remove_prefix(std::min(end + 2, values.size()));
-  }
-  return false;
-}
-
 // Sets one field. Returns what the value should have been when it is wrong, else "".
 std::string set_field(Config& config, const Option& option, const std::string& value) {
   return std::visit(

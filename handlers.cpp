@@ -1,6 +1,5 @@
 #include "handlers.hpp"
 
-#include <algorithm>
 #include <exception>
 #include <future>
 
@@ -166,16 +165,6 @@ const Route* find_route(std::string_view path) {
   return nullptr;
 }
 
-bool allows(const Route& route, std::string_view method) {
-  std::string_view rest = route.allow;
-  while (!rest.empty()) {
-    const size_t comma = std::min(rest.find(", "), rest.size());
-    if (rest.substr(0, comma) == method) return true;
-    rest.remove_prefix(std::min(comma + 2, rest.size()));
-  }
-  return false;
-}
-
 // Answers a request, by its route's handler or with what no handler should see.
 void answer(Services& services, const Request& request, Response& response) {
   const Route* route = find_route(request.path);
@@ -194,7 +183,7 @@ void answer(Services& services, const Request& request, Response& response) {
   } else if (request.method == "OPTIONS") {
     response.status = 204;
     response.set_header("Allow", std::string(route->allow));
-  } else if (!allows(*route, request.method)) {
+  } else if (!is_one_of(request.method, route->allow)) {
     reply_error(response, 405, "This path does not take this method.");
     response.set_header("Allow", std::string(route->allow));
   } else if (exchange.length_missing()) {

@@ -4,6 +4,8 @@
 #include <charconv>
 #include <utility>
 
+#include "text.hpp"
+
 namespace http1 {
 namespace {
 
@@ -21,19 +23,7 @@ bool is_token(std::string_view text) { return !text.empty() && std::all_of(text.
 
 bool is_control(char c) { return (static_cast<unsigned char>(c) < 0x20 && c != '\t') || c == 0x7f; }
 
-std::string_view trim(std::string_view text) {
-  while (!text.empty() && (text.front() == ' ' || text.front() == '\t')) text.remove_prefix(1);
-  while (!text.empty() && (text.back() == ' ' || text.back() == '\t')) text.remove_suffix(1);
-  return text;
-}
-
 char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
-
-int hex_value(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (lower(c) >= 'a' && lower(c) <= 'f') return lower(c) - 'a' + 10;
-  return -1;
-}
 
 std::optional<std::uint64_t> parse_length(std::string_view digits) {
   std::uint64_t value = 0;

@@ -65,6 +65,28 @@ void append_number(std::string& out, std::int64_t number, size_t digits) {
 
 }  // namespace
 
+std::string_view trim(std::string_view text) {
+  while (!text.empty() && (text.front() == ' ' || text.front() == '\t')) text.remove_prefix(1);
+  while (!text.empty() && (text.back() == ' ' || text.back() == '\t')) text.remove_suffix(1);
+  return text;
+}
+
+bool is_one_of(std::string_view value, std::string_view values) {
+  while (!values.empty()) {
+    const size_t end = std::min(values.find(", "), values.size());
+    if (values.substr(0, end) == value) return true;
+    values.remove_prefix(std::min(end + 2, values.size()));
+  }
+  return false;
+}
+
+int hex_value(char c) {
+  if (c >= '0' && c <= '9') return c - '0';
+  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+  return -1;
+}
+
 size_t utf8_sequence_length(std::string_view text, size_t at) {
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[at + i]); };
   const size_t left = text.size() - at;

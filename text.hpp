@@ -15,6 +15,15 @@ void append_json_string(std::string& out, std::string_view text);
 /// backslash. Fast, but for the last seven.
 size_t plain_length(std::string_view text);
 
+/// The text without the spaces and tabs around it.
+std::string_view trim(std::string_view text);
+
+/// Whether `value` is one of those in a list with ", " between them.
+bool is_one_of(std::string_view value, std::string_view values);
+
+/// The value of a hexadecimal digit; -1: it is none.
+int hex_value(char c);
+
 /// The length of the well-formed UTF-8 sequence at `at` (Unicode 15, table 3-7), 0 if there is none.
 size_t utf8_sequence_length(std::string_view text, size_t at);
 

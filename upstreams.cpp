@@ -3,15 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-namespace {
-
-std::string_view trimmed(std::string_view text) {
-  while (text.starts_with(' ')) text.remove_prefix(1);
-  while (text.ends_with(' ')) text.remove_suffix(1);
-  return text;
-}
-
-}  // namespace
+#include "text.hpp"
 
 std::optional<OllamaAddress> OllamaAddress::parse(std::string_view url) {
   OllamaAddress address;
@@ -50,7 +42,7 @@ Result<std::vector<OllamaAddress>, std::string> OllamaAddress::parse_list(std::s
   std::vector<OllamaAddress> addresses;
   for (size_t begin = 0; begin <= urls.size();) {
     const size_t end = std::min(urls.find(',', begin), urls.size());
-    const auto address = parse(trimmed(urls.substr(begin, end - begin)));
+    const auto address = parse(trim(urls.substr(begin, end - begin)));
     const bool alone = begin == 0 && end == urls.size();
     const std::string which = alone ? "the value" : "address " + std::to_string(addresses.size() + 1) + " of the list";
     if (!address) return which + " is not an http:// URL such as http://localhost:11434";

@@ -21,6 +21,19 @@ std::string compact(std::initializer_list<std::string_view> pieces, bool keep = 
 
 }  // namespace
 
+TEST_CASE("a text is trimmed, found in a list, and a hexadecimal digit has its value", "[text]") {
+  CHECK(trim(" \t a b\t ") == "a b");
+  CHECK(trim(" \t ").empty());
+  CHECK(is_one_of("GET", "GET, HEAD"));
+  CHECK(is_one_of("HEAD", "GET, HEAD"));
+  CHECK_FALSE(is_one_of("HEA", "GET, HEAD"));
+  CHECK_FALSE(is_one_of("GET, HEAD", "GET, HEAD"));
+  CHECK(hex_value('9') == 9);
+  CHECK(hex_value('a') == 10);
+  CHECK(hex_value('F') == 15);
+  CHECK(hex_value('g') == -1);
+}
+
 TEST_CASE("a JSON string escapes quotes, backslashes and control characters, and leaves UTF-8 as it is", "[text]") {
   CHECK(as_json("") == "\"\"");
   CHECK(as_json("a\"b\\c") == R"("a\"b\\c")");

@@ -64,13 +64,7 @@ void reply_no_answer(Response& response, Generation::Event event, const Generati
   reply_error(response, 502, "Ollama can't be reached: it is not running, or not where this server looks for it.", "ollama: " + generation.detail());
 }
 
-// Notes for log and metrics when the first bytes of the answer go out, and how many lines it had.
-void keep_count(Relay& relay, Exchange& exchange) {
-  exchange.lines = 0;
-  relay.on_first_bytes([&exchange] { exchange.note_first_bytes(); });
-}
-
-// The same of an answer's closing words, which don't go through the relay. `lines_before` them.
+// Notes for log and metrics the closing words of an answer, which don't go through the relay. `lines_before` them.
 void count_last_words(Exchange& exchange, const Framing& framing, long lines_before, const std::string& last_words) {
   exchange.lines = framing.lines();
   if (exchange.lines > 0 && !exchange.has_first_bytes()) exchange.note_first_bytes();  // of stream:false
@@ -107,6 +101,31 @@ void note_ending(Exchange& exchange, Ending ending, const Generation& generation
   }
 }
 
+// How an answer has ended, and what of it is still to be sent.
+struct End {
+  Ending ending;
+  std::string last_words;
+  bool told;  // false: they can't say how it ended, so the connection has to be cut
+};
+
+// Carries an answer to its end. Nothing: the client had left before it began.
+std::optional<End> carry(Relay& relay, Generation& generation, Framing& framing, const SendPiece& send) {
+  Exchange& exchange = Exchange::current();
+  exchange.lines = 0;
+  relay.on_first_bytes([&exchange] { exchange.note_first_bytes(); });
+  // Headers wait for the first line, unless there is none yet.
+  if (!generation.has_unread() && !send("")) return std::nullopt;
+  std::string problem;
+  End end{relay.run(generation, framing, problem), "", true};
+  if (problem.empty()) problem = describe(end.ending);
+  generation.abandon();  // at once, so that Ollama stops: the reply is stored after
+  const long lines_before = framing.lines();
+  end.told = framing.close(problem, end.last_words);
+  count_last_words(exchange, framing, lines_before, end.last_words);
+  note_ending(exchange, end.ending, generation, framing);
+  return end;
+}
+
 // One turn of a conversation, from the commit of its status to the stored reply. It holds the stream's
 // slot and the conversation's turn until it goes; the turn among all chatterds ends with the stored reply.
 class ChatTurn {
@@ -122,26 +141,14 @@ class ChatTurn {
         generation_(std::move(generation)) {}
 
   bool run(const SendPiece& send) {
-    Exchange& exchange = Exchange::current();
-    Relay relay(*config_, exchange, send);
+    Relay relay(*config_, Exchange::current(), send);
     SseFraming framing(config_->max_line, config_->keep_whitespace);
-    keep_count(relay, exchange);
-    // Headers wait for the first line, unless there is none yet.
-    if (!generation_->has_unread() && !send("")) return false;
-
-    std::string problem;
-    const Ending ending = relay.run(*generation_, framing, problem);
-    if (problem.empty()) problem = describe(ending);
-    generation_->abandon();  // at once, so that Ollama stops: the reply is stored after
-    const long lines_before = framing.lines();
-    std::string last_words;
-    framing.close(problem, last_words);
-    count_last_words(exchange, framing, lines_before, last_words);
-    note_ending(exchange, ending, *generation_, framing);
-    const auto say_last_words = [&](bool listening) { return listening && (last_words.empty() || send(last_words)); };
+    const auto end = carry(relay, *generation_, framing, send);
+    if (!end) return false;
+    const auto say_last_words = [&](bool listening) { return listening && (end->last_words.empty() || send(end->last_words)); };
     // A client that does not read takes time, which a reply has not when chatterd stops.
-    if (ending == Ending::stopping) return say_last_words(store(relay, framing, true, send));
-    const bool listening = say_last_words(ending != Ending::client_left);
+    if (end->ending == Ending::stopping) return say_last_words(store(relay, framing, true, send));
+    const bool listening = say_last_words(end->ending != Ending::client_left);
     return store(relay, framing, listening, send) && listening;
   }
 
@@ -265,21 +272,11 @@ void handle_llmprompt(Services& services, Response& response) {
   const std::string content_type = generation->content_type().empty() ? "application/octet-stream" : generation->content_type();
   const auto answer = std::make_shared<Answer>(Answer{std::move(*slot), std::move(generation)});
   stream_response(response, content_type, [config, answer, content_type](const SendPiece& send) {
-    Exchange& current = Exchange::current();
-    Relay relay(*config, current, send);
+    Relay relay(*config, Exchange::current(), send);
     RawFraming framing(content_type.starts_with("application/x-ndjson"));
-    keep_count(relay, current);
-    if (!answer->generation->has_unread() && !send("")) return false;
-    std::string problem;
-    const Ending ending = relay.run(*answer->generation, framing, problem);
-    answer->generation->abandon();
-    note_ending(current, ending, *answer->generation, framing);
-    const long lines_before = framing.lines();
-    std::string last_words;
-    const bool ended_well = framing.close(describe(ending), last_words);
-    count_last_words(current, framing, lines_before, last_words);
-    if (ending == Ending::client_left) return false;
-    return (last_words.empty() || send(last_words)) && ended_well;
+    const auto end = carry(relay, *answer->generation, framing, send);
+    if (!end || end->ending == Ending::client_left) return false;
+    return (end->last_words.empty() || send(end->last_words)) && end->told;
   });
   response.status = status;
 }

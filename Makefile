@@ -68,7 +68,7 @@ $(BUILD)/ollama_stand_in: $(BUILD)/tests/stand_in.o $(HARNESS)
 
 $(BUILD)/bench_load: $(filter-out %/ollama.o,$(BENCHERS))
 $(BUILD)/bench_ollama: $(filter %/ollama.o %/plan.o,$(BENCHERS))
-$(BUILD)/bench_load $(BUILD)/bench_ollama: $(BUILD)/http1.o $(BUILD)/tests/harness/net.o
+$(BUILD)/bench_load $(BUILD)/bench_ollama: $(BUILD)/http1.o $(BUILD)/text.o $(BUILD)/tests/harness/net.o
 	$(CXX) $(PROJECT_LDFLAGS) $(LDFLAGS) -o $@ $^ $(TLS_LIBS)
 
 # They share the processors with what they measure.

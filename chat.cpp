@@ -106,6 +106,8 @@ struct End {
   Ending ending;
   std::string last_words;
   bool told;  // false: they can't say how it ended, so the connection has to be cut
+
+  bool say(const SendPiece& send) const { return last_words.empty() || send(last_words); }
 };
 
 // Carries an answer to its end. Nothing: the client had left before it began.
@@ -118,7 +120,7 @@ std::optional<End> carry(Relay& relay, Generation& generation, Framing& framing,
   std::string problem;
   End end{relay.run(generation, framing, problem), "", true};
   if (problem.empty()) problem = describe(end.ending);
-  generation.abandon();  // at once, so that Ollama stops: the reply is stored after
+  generation.abandon();  // before anything else, so that Ollama stops
   const long lines_before = framing.lines();
   end.told = framing.close(problem, end.last_words);
   count_last_words(exchange, framing, lines_before, end.last_words);
@@ -145,10 +147,9 @@ class ChatTurn {
     SseFraming framing(config_->max_line, config_->keep_whitespace);
     const auto end = carry(relay, *generation_, framing, send);
     if (!end) return false;
-    const auto say_last_words = [&](bool listening) { return listening && (end->last_words.empty() || send(end->last_words)); };
     // A client that does not read takes time, which a reply has not when chatterd stops.
-    if (end->ending == Ending::stopping) return say_last_words(store(relay, framing, true, send));
-    const bool listening = say_last_words(end->ending != Ending::client_left);
+    if (end->ending == Ending::stopping) return store(relay, framing, true, send) && end->say(send);
+    const bool listening = end->ending != Ending::client_left && end->say(send);
     return store(relay, framing, listening, send) && listening;
   }
 
@@ -276,7 +277,7 @@ void handle_llmprompt(Services& services, Response& response) {
     RawFraming framing(content_type.starts_with("application/x-ndjson"));
     const auto end = carry(relay, *answer->generation, framing, send);
     if (!end || end->ending == Ending::client_left) return false;
-    return (end->last_words.empty() || send(end->last_words)) && end->told;
+    return end->say(send) && end->told;
   });
   response.status = status;
 }

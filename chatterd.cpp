@@ -161,7 +161,8 @@ class Heart {
 // How long streams may take to end once they are told to: a client may not read just then, and the database not answer
 // when the turn's end and the reply are to be stored; then that is kept for later.
 milliseconds ending_max(const Config& config) {
-  return std::max<milliseconds>(std::chrono::seconds(10), config.write_timeout + 2 * config.db_timeout + std::chrono::seconds(1));
+  constexpr auto kSpare = std::chrono::seconds(1);
+  return std::max<milliseconds>(Server::kEndingMin, config.write_timeout + 2 * config.db_timeout + kSpare);
 }
 
 // Lets what is under way come to its end; a second signal to end does so at once.

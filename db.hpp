@@ -3,8 +3,8 @@
 //
 // Nothing outside the db modules knows SQL or libpq. Every call waits no longer than its deadline
 // (--db-timeout) for a connection, the round trip and the answer together, and holds no connection
-// after it has returned. A new connection to a server whose name is none of an IP address also waits as long as
-// the resolver does (libpq asks it, resolv.conf(5) says how long).
+// after it has returned. Where the server has a name, a new connection also waits for the resolver, as
+// long as resolv.conf(5) says: libpq asks it at once.
 #pragma once
 
 #include <atomic>

@@ -39,7 +39,7 @@ void reply_no_turn(Services& services, httplib::Response& response);
 /// The same for a request whose turn the database did not begin, for whatever reason.
 void reply_not_begun(Services& services, httplib::Response& response, const DbFailure& failure);
 
-/// A slot for a stream to the request's client; without one the request is answered: 503 or 429.
+/// A slot for a stream to the request's client, or for one that holds a thread as long; without one the request is answered: 503 or 429.
 std::optional<StreamSlots::Slot> take_slot(Services& services, httplib::Response& response);
 
 /// Registers all of the contract's routes, and the answers to everything that is none of them.

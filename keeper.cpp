@@ -76,9 +76,9 @@ void Keeper::end_turns() {
 }
 
 void Keeper::store_orphans() {
-  const Deadline pause = Deadline::after(kOrphansPatience);
+  const Deadline deadline = Deadline::after(kOrphansPatience);
   for (const Reply& reply : spool_.orphans()) {
-    if (pause.passed()) return;
+    if (deadline.passed()) return;
     const auto failure = database_.store_reply(reply);
     if (failure && failure->fault == DbFault::unavailable) return;  // all would fail: later
     if (failure) {

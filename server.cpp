@@ -63,7 +63,7 @@ Server::Server(Settings settings, SslContext tls)
 }
 
 Server::~Server() {
-  if (door_.joinable()) stop(milliseconds(0), std::chrono::seconds(10));
+  if (door_.joinable()) stop(milliseconds(0), kEndingMin);
 }
 
 std::optional<StartProblem> Server::bind() {

@@ -189,6 +189,8 @@ class Server : public httplib::Server {
   /// Accepts no more, lets requests go on for `drain`, those too whose first bytes are on their way, then orders
   /// streams to end, and returns when all have, or false when `ending` is over. Any thread, once.
   bool stop(milliseconds drain, milliseconds ending);
+  /// What `ending` is to be at least: for streams on a machine that is full.
+  static constexpr std::chrono::seconds kEndingMin{10};
 
  private:
   friend class Exchange;

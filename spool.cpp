@@ -192,17 +192,18 @@ size_t Spool::take_over(int other) {
 bool Spool::append(const std::string& line, bool through) {
   if (!file_) return false;
   // A torn line must not swallow this one.
-  const std::string text = torn_ ? "\n" + line : line;
-  size_t written = 0;
-  while (written < text.size()) {
-    const ssize_t count = ::write(file_.get(), text.data() + written, text.size() - written);
+  std::string behind_torn;
+  if (torn_) behind_torn = "\n" + line;
+  std::string_view rest = torn_ ? behind_torn : line;
+  while (!rest.empty()) {
+    const ssize_t count = ::write(file_.get(), rest.data(), rest.size());
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) {
       LogLine(LogLevel::error, "spool_write_failed").add("reason", errno_text(errno));
       return false;
     }
-    written += static_cast<size_t>(count);
-    torn_ = written < text.size();
+    rest.remove_prefix(static_cast<size_t>(count));
+    torn_ = !rest.empty();
   }
   return !through || ::fdatasync(file_.get()) == 0;
 }

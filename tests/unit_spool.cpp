@@ -3,7 +3,9 @@
 #include <sys/resource.h>
 
 #include <csignal>
-#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include "spool.hpp"
 #include "tests/harness/certificate.hpp"

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What test.sh and faults.sh share: a folder and a PostgreSQL of their own, the sanitizers' options, and how
-# Catch2 counts. bench.sh uses the folder only. Sourced, after lib.sh.
+# What test.sh and faults.sh share: a folder and a PostgreSQL of their own, the sanitizers' options, and how tests
+# are counted. bench.sh uses the folder only. Sourced, after lib.sh.
 
 # ---- Beginning and end ----
 
@@ -60,6 +60,28 @@ choose_wrapper() {
 }
 
 # ---- What the test programs print ----
+
+program_limit_s=900 # a test program that runs longer hangs
+
+passed=0 failed=0
+count() {
+  passed=$((passed + $1)) failed=$((failed + $2))
+}
+
+program_failed() {
+  say "FAILED: $1 ended with status $2$([[ $2 != 124 ]] || printf ' (it ran longer than %s s)' "$program_limit_s")"
+  count 0 1
+}
+
+# run_script_tests NAME SCRIPT PATTERN: one that prints a line "ok: NAME" or "FAILED: NAME" for each test.
+run_script_tests() {
+  local status=0
+  say "$1"
+  timeout --kill-after=10 "$program_limit_s" "$checkout/$2" "$3" </dev/null 2>&1 |
+    tee "$work/output" | grep -v '^ok: ' || status=${PIPESTATUS[0]} # grep's own is 1 where all went well
+  count "$(grep -c '^ok: ' "$work/output" || true)" "$(grep -c '^FAILED: ' "$work/output" || true)"
+  ((status == 0)) || grep -q '^FAILED: ' "$work/output" || program_failed "$2" "$status"
+}
 
 # The number of test cases in the closing lines of Catch2 2 or 3, as "PASSED FAILED"; fails if there are none.
 #   All tests passed (20 assertions in 4 test cases)

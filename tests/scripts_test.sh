@@ -381,6 +381,23 @@ check_finds() {
   expect 6 "$(wc -l <<<"$found")"
 }
 
+# ---- test.sh ----
+
+# What run_script_tests counts for a suite that prints TEXT and ends with STATUS.
+counted() { # counted TEXT STATUS
+  mkdir -p "$work/suite"
+  printf '#!/bin/sh\nprintf "%s"\nexit %s\n' "$1" "$2" >"$work/suite/suite.sh"
+  chmod +x "$work/suite/suite.sh"
+  bash -euo pipefail -c ". '$scripts/lib.sh'; . '$scripts/test-lib.sh'; work=$work/suite checkout=$work/suite
+    run_script_tests Suite suite.sh '' >&2; say \"\$passed passed, \$failed failed\""
+}
+suites_are_counted() {
+  expect '2 passed, 0 failed' "$(counted 'ok: a\nok: b\n' 0)"
+  expect '1 passed, 1 failed' "$(counted 'ok: a\nFAILED: b\n' 1)"
+  expect '1 passed, 1 failed' "$(counted 'ok: a\n' 1)"
+  expect '0 passed, 1 failed' "$(counted '' 3)"
+}
+
 # ---- Watching ----
 
 metrics_of_a_busy_one() {
@@ -476,6 +493,7 @@ check_beside 'bench.sh measures every shape without a failure and leaves nothing
 check_beside 'bench.sh compares two builds of chatterd' bench_compares
 check 'bench.sh refuses wrong arguments with status 2 and one line' bench_refuses
 check 'check.sh finds includes that point the wrong way and what shellcheck finds' check_finds
+check 'test.sh counts a suite of scripts that died as a failure' suites_are_counted
 check 'scaling/: a script ends with status 1 at the first thing that is not as it says' scaling_fails
 check_asked 'scaling/ollamas.sh shows what it says, and leaves nothing' shows_ollamas
 check_asked 'scaling/nginx.sh shows what it says, and leaves nothing' shows_nginx

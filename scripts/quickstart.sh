@@ -70,20 +70,28 @@ install_and_build() {
 
 start_database() {
   if [[ -n ${CHATTERD_DB:-} ]]; then
-    shown_db=$CHATTERD_DB
+    shown_db=$CHATTERD_DB state=$folder/state
     ready PostgreSQL 'the one that CHATTERD_DB names'
     return 0
   fi
   unset "${!PG@}" # libpq's settings belong to another server
   private_db_start "$folder"
-  rm -rf "$folder/state" # what waits there belongs to a database that is gone
-  (umask 077 && printf '127.0.0.1:%s:*:*:%s\n' "$db_port" "$db_password" >"$folder/pgpass")
-  CHATTER_PASSWORD=$db_password PGHOST=127.0.0.1 PGPORT=$db_port PGUSER=postgres PGPASSWORD=$db_password \
-    quietly "$folder/setup-db.log" "$checkout/scripts/setup-db.sh"
+  state=$folder/state-private
+  rm -rf "$state" # what waits there belongs to a database that is gone
+  # The role's own, not the superuser's, who can run programs: this one stands in files, which only this user can read.
+  local password
+  password=$(random_hex 16)
+  rm -f "$folder/setup-db.log"
+  (
+    umask 077
+    printf '127.0.0.1:%s:*:*:%s\n' "$db_port" "$password" >"$folder/pgpass"
+    CHATTER_PASSWORD=$password PGHOST=127.0.0.1 PGPORT=$db_port PGUSER=postgres PGPASSWORD=$db_password \
+      quietly "$folder/setup-db.log" "$checkout/scripts/setup-db.sh"
+  )
   shown_db="host=127.0.0.1 port=$db_port user=chatter dbname=chatterdb"
   # With the password, since chatterd gives up root and can't read pgpass then; and by the environment,
   # which other users can't see.
-  export CHATTERD_DB="$shown_db password=$db_password"
+  export CHATTERD_DB="$shown_db password=$password"
   ready PostgreSQL "a private one on port $db_port, gone when this ends"
 }
 
@@ -120,7 +128,7 @@ start_stand_in() {
 
 start_chatterd() {
   launch TERM "$folder/chatterd.log" "$checkout/chatterd" --host 127.0.0.1 --port 0 \
-    --cert "$folder/chatterd.crt" --key "$folder/chatterd.key" --state-dir "$folder/state" --ollama "$ollama"
+    --cert "$folder/chatterd.crt" --key "$folder/chatterd.key" --state-dir "$state" --ollama "$ollama"
   chatterd_pid=$launched
   url=$(address_in "$folder/chatterd.log" "$chatterd_pid") || broken 'chatterd did not start' chatterd.log
   ready chatterd "$url, log: quickstart.d/chatterd.log"

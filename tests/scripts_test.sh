@@ -248,6 +248,8 @@ quickstart_shows() {
   expect_part 'You have sent 1 prompt so far; the first was: Why is the sky blue?' "$text"
   expect_part 'You have sent 2 prompts so far; the first was: Why is the sky blue?' "$text"
   expect_part ' user      | What was my first question?' "$text"
+  # Other users can't read a password.
+  expect '' "$(grep -rlE 'password=|^127' "$dir/quickstart.d" | xargs -r stat --format='%a %n' | grep -v '^600 ' || true)"
   # What it started is gone, and so is the cluster's folder.
   nothing_of "$dir"
   [[ ! -e $(<"$dir/quickstart.d/postgres.folder") ]]

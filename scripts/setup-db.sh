@@ -109,19 +109,19 @@ report() {
   owner=$(run_sql "$database" <<<"select tableowner from pg_tables where schemaname = 'public' and tablename = 'chatts'")
   [[ $owner == "$role" ]] || die "the table chatts belongs to \"$owner\" instead of $role"
   say "Role $role, database $database and its table chatts are ready."
-  local conninfo
+  local conninfo comment=''
   conninfo="host=$(conninfo_value "${PGHOST:-localhost}")${PGPORT:+ port=$PGPORT}"
   conninfo+=" user=$(conninfo_value "$role") dbname=$(conninfo_value "$database")"
   if [[ -z $password ]]; then
-    say "The role's password was left as it is; chatterd's environment file needs, with that password:"
-    conninfo+=" password=..."
+    say "The role's password was left as it is; chatterd's environment file needs, with that password and no \"#\":"
+    conninfo+=" password=..." comment='#' # where it is appended unread, the line of before goes on counting
   else
     say "The line for chatterd's environment file:"
     conninfo+=" password=$(conninfo_value "$password")"
   fi
   # systemd reads backslash and quote in double quotes as the shell does.
   conninfo=${conninfo//\\/\\\\}
-  say "CHATTERD_DB=\"${conninfo//\"/\\\"}\""
+  say "${comment}CHATTERD_DB=\"${conninfo//\"/\\\"}\""
 }
 
 check_reachable

@@ -205,6 +205,7 @@ setup_twice() {
     --command="insert into chatts (name, message, id) values ('a', 'b', gen_random_uuid())"
   second=$("$scripts/setup-db.sh" --database "$name" --role "$name")
   expect_part 'left as it is' "$second"
+  expect_part '#CHATTERD_DB="host=127.0.0.1 ' "$(tail -n 1 <<<"$second")" # appended, it must not replace the first
   expect "$name|1" "$(psql -qAt --dbname="$name" --command="select tableowner, (select count(*) from chatts) from pg_tables where tablename = 'chatts'")"
 }
 

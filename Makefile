@@ -125,7 +125,8 @@ UNITDIR     ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 CONFDIR     := /etc/chatterd
 UNITS       := chatterd.service chatterd.socket
-INSTALLED   := $(BINDIR)/chatterd $(MANDIR)/man8/chatterd.8 $(UNITS:%=$(UNITDIR)/%) $(SYSUSERSDIR)/chatterd.conf $(LIBDIR)
+INSTALLED   := $(BINDIR)/chatterd $(MANDIR)/man8/chatterd.8 $(UNITS:%=$(UNITDIR)/%) $(SYSUSERSDIR)/chatterd.conf \
+  $(addprefix $(LIBDIR)/,reload certbot-hook schema.sql scripts/lib.sh scripts/setup-db.sh scripts/make-cert.sh)
 # The one place where the version stands is the program.
 VERSION      = $(shell sed -n 's/.*kVersion = "\([^"]*\)".*/\1/p' *.hpp *.cpp)
 
@@ -145,7 +146,8 @@ install: $(BINARY) ## install for systemd, below PREFIX (/usr/local) and DESTDIR
 	[ -e $(DESTDIR)$(CONFDIR)/chatterd.env ] || install -m 640 packaging/chatterd.env $(DESTDIR)$(CONFDIR)/chatterd.env
 	@if [ -z "$(DESTDIR)" ]; then packaging/announce $(LIBDIR) $(SYSUSERSDIR)/chatterd.conf; fi
 uninstall: ## remove what was installed; configuration (/etc/chatterd), state and user stay
-	rm -rf $(INSTALLED:%=$(DESTDIR)%)
+	rm -f $(INSTALLED:%=$(DESTDIR)%)
+	rmdir --ignore-fail-on-non-empty $(DESTDIR)$(LIBDIR)/scripts $(DESTDIR)$(LIBDIR) 2>/dev/null || true
 
 deb: ## a Debian package, in build/deb
 	packaging/make-deb $(VERSION)

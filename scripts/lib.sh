@@ -59,8 +59,7 @@ need_packages() {
   say "Installing ${missing[*]}"
   local log
   log=$(mktemp "${TMPDIR:-/tmp}/apt-get.XXXXXX.log")
-  # A failing update is no reason to stop: one unreachable third-party source makes it fail.
-  apt_get update >"$log" 2>&1 || true
+  update_lists "$log"
   install_packages "$log" "${missing[@]}"
   rm -f "$log"
 }
@@ -92,21 +91,35 @@ apt_get() {
   as_root env DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 apt-get -o DPkg::Lock::Timeout=300 "$@" </dev/null
 }
 
+# A failing update is no reason to stop: one unreachable third-party source makes it fail. But the lock on the lists,
+# for which apt-get does not wait, is held on a fresh virtual machine too, and the lists may be none yet.
+update_lists() {
+  local log=$1 i
+  for ((i = 0; i < 60; i++)); do
+    if apt_get update >"$log" 2>&1 || ! grep -q 'lock.* /var/lib/apt/lists/' "$log"; then return 0; fi
+    sleep 5
+  done
+}
+
 install_packages() {
   local log=$1 i
   shift
   local names=("$@") server=''
   for i in "${!names[@]}"; do
     [[ ${names[i]} == postgresql-server ]] || continue
-    server=$(LC_ALL=C apt-cache depends postgresql | sed -n 's/^ *Depends: \(postgresql-[0-9]*\)$/\1/p' | head -n 1)
+    server=$(LC_ALL=C apt-cache depends postgresql | sed -n 's/^ *Depends: \(postgresql-[0-9]*\)$/\1/p' | head -n 1) || true
     [[ -n $server ]] || die "no package of a PostgreSQL server is known to apt-get (its output: $log)"
     names[i]=$server
   done
-  [[ -z $server ]] || forbid_main_cluster
-  local status=0
-  apt_get install --yes --no-install-recommends "${names[@]}" >>"$log" 2>&1 || status=$?
-  [[ -z $server ]] || allow_main_cluster
-  ((status == 0)) && return 0
+  # A subshell, for its traps: what is switched off for this installation is on again behind a ^C as well.
+  (
+    if [[ -n $server ]]; then
+      trap allow_main_cluster EXIT
+      trap 'exit 130' INT TERM HUP
+      forbid_main_cluster
+    fi
+    apt_get install --yes --no-install-recommends "${names[@]}" >>"$log" 2>&1
+  ) && return 0
   grep -E '^(E|W|Err):' "$log" >&2 || tail -n 25 "$log" >&2
   die "apt-get could not install ${names[*]} (all of its output: $log)"
 }

@@ -47,6 +47,16 @@ configuration_stays() {
   : >"$work/stays/var/lib/chatterd/replies"
   make_in "$work/stays" uninstall
   expect $'640 etc/chatterd/chatterd.env\n644 var/lib/chatterd/replies' "$(files_in "$work/stays")"
+  [[ ! -e $work/stays/usr/local/lib/chatterd ]]
+}
+
+# A folder that holds files of others, too.
+uninstall_removes_its_own() {
+  mkdir -p "$work/shared/usr/lib/scripts"
+  : >"$work/shared/usr/lib/scripts/mine"
+  make_in "$work/shared" install LIBDIR=/usr/lib
+  make_in "$work/shared" uninstall LIBDIR=/usr/lib
+  expect $'640 etc/chatterd/chatterd.env\n644 usr/lib/scripts/mine' "$(files_in "$work/shared")"
 }
 
 version_is_the_programs() {
@@ -182,6 +192,7 @@ certbot_hook_copies() {
 
 check 'make install puts each file in its place, with its mode' installs_all
 check 'make install never overwrites the configuration, make uninstall leaves it and the state' configuration_stays
+check 'make uninstall removes its own files only' uninstall_removes_its_own
 check 'The version of the package begins with what chatterd --version says' version_is_the_programs
 check 'systemd-sysusers makes the user chatterd, who can not log in' sysusers_makes_user
 check 'chatterd takes the environment file as it is, and with every default set in it' configuration_is_right

@@ -74,18 +74,20 @@ document_block() {
 # neither started now nor at the next boot; one that was installed before stays as it is.
 policy=/usr/sbin/policy-rc.d
 need_idle() {
-  local name missing=() ours='' status=0
+  local name missing=()
   for name in "$@"; do is_installed "$name" || missing+=("$name"); done
   ((${#missing[@]})) || return 0
-  # Debian's way to say which services an installation may start; one that is there has its reasons.
-  if [[ ! -e $policy ]]; then
-    ours=yes
-    printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
-    as_root chmod +x "$policy"
-  fi
-  (need_packages "${missing[@]}") || status=$?
-  [[ -z $ours ]] || as_root rm -f "$policy"
-  ((status == 0)) || exit "$status"
+  # A subshell, for its traps: they run behind a ^C as well.
+  (
+    # Debian's way to say which services an installation may start; one that is there has its reasons.
+    if [[ ! -e $policy ]]; then
+      trap 'as_root rm -f "$policy"' EXIT
+      trap 'exit 130' INT TERM HUP
+      printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+      as_root chmod +x "$policy"
+    fi
+    need_packages "${missing[@]}"
+  )
   for name in "${missing[@]}"; do as_root update-rc.d "$name" disable >/dev/null 2>&1 || true; done
 }
 

@@ -127,7 +127,7 @@ void Admin::run() {
 
 void Admin::serve(UniqueFd socket) {
   // A GET has no body. The times are for who keeps a connection; this one ends with its answer.
-  static const auto kLimits = std::make_shared<const Connection::Limits>(Connection::Limits{0, kClientMax, kClientMax, kClientMax, kClientMax});
+  static const auto kLimits = std::make_shared<const Connection::Limits>(Connection::Limits{0, nullptr, kClientMax, kClientMax, kClientMax, kClientMax});
   Connection connection(std::move(socket), nullptr, "", kLimits);
   if (!read_request(connection, Deadline::after(kClientMax))) return;
   const auto began = Clock::now();

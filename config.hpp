@@ -2,6 +2,7 @@
 // README's table are made.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <optional>
@@ -40,6 +41,7 @@ struct Config {
   bool keep_whitespace = false;
 
   size_t max_body = size_t{4} << 20;
+  size_t body_memory = size_t{256} << 20;
   size_t max_streams = 1024;
   size_t streams_per_client = 0;
   size_t rate = 0;
@@ -68,6 +70,8 @@ struct Config {
   /// The pool's largest size: --threads, or one for each stream and some for short requests, so that
   /// streams can't starve them.
   size_t threads_max() const { return threads != 0 ? threads : max_streams + 64; }
+  /// Where --max-body was raised, one of that size must fit.
+  size_t body_memory_max() const { return std::max(body_memory, max_body); }
 };
 
 struct Option {

@@ -22,7 +22,7 @@ void forget_errors() {
 }  // namespace
 
 Connection::Connection(UniqueFd socket, Ssl ssl, std::string address, std::shared_ptr<const Limits> limits)
-    : reader(limits->body_bytes_max),
+    : reader(limits->body_bytes_max, limits->body_memory),
       socket_(std::move(socket)),
       ssl_(std::move(ssl)),
       address_(std::move(address)),

@@ -24,6 +24,7 @@ class Connection {
   /// What bounds each of its requests.
   struct Limits {
     size_t body_bytes_max;
+    http1::BodyMemory* body_memory;  ///< of all connections; may be null
     milliseconds header_timeout, body_timeout, idle_timeout, write_timeout;
   };
 

@@ -228,6 +228,7 @@ void Exchange::note_asked() {
 
 void Exchange::note_first_bytes() {
   awaits_first_bytes_.reset();
+  connection_.reader.forget_body();  // Ollama has it
   const auto now = Clock::now();
   first_token_ms_ = ms_of(now - began_);
   ollama_ms_ = ms_of(now - asked_);

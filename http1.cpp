@@ -151,6 +151,21 @@ bool BodyDecoder::step_size(char c) {
   return c == ';' || c == ' ' || c == '\t';
 }
 
+bool BodyMemory::Share::grow_to(size_t bytes) {
+  if (all_ == nullptr || bytes <= kUncountedBytes || bytes <= bytes_) return true;
+  const size_t more = bytes - bytes_;
+  if (all_->taken_.fetch_add(more) + more > all_->bytes_max_) {
+    all_->taken_ -= more;
+    return false;
+  }
+  bytes_ = bytes;
+  return true;
+}
+
+void BodyMemory::Share::give_back() {
+  if (bytes_ > 0) all_->taken_ -= std::exchange(bytes_, 0);
+}
+
 RequestReader::State RequestReader::feed(std::string_view bytes) {
   arrived_.append(bytes);
   if (state_ == State::head) return read_head();
@@ -166,6 +181,7 @@ RequestReader::State RequestReader::next() {
   method_.clear();
   path_.clear();
   take_body();  // it may have been large; an idle connection keeps nothing of it
+  forget_body();
   canonical_head_.clear();
   expect_continue_ = length_missing_ = false;
   if (arrived_.empty()) {
@@ -177,6 +193,8 @@ RequestReader::State RequestReader::next() {
 
 RequestReader::State RequestReader::refuse(int status, std::string sentence) {
   refusal_ = {status, std::move(sentence)};
+  take_body();
+  forget_body();
   return state_ = State::refused;
 }
 
@@ -316,6 +334,9 @@ RequestReader::State RequestReader::read_body() {
     status = decoder_.next(input, piece);
     if (body_.size() + piece.size() > body_bytes_max_) {
       return refuse(413, "The request's body is larger than " + std::to_string(body_bytes_max_) + " bytes.");
+    }
+    if (!share_.grow_to(body_.size() + piece.size())) {
+      return refuse(503, "The server has no room for more large requests now: try again later.");
     }
     body_.append(piece);
   } while (status == BodyDecoder::Status::more && !input.empty());

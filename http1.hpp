@@ -6,6 +6,7 @@
 // and reads headers and bodies without an overall deadline.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -81,12 +82,41 @@ struct Refusal {
   std::string sentence;
 };
 
+/// The memory that the bodies of all connections' requests take together. It outlives them. Any thread.
+class BodyMemory {
+ public:
+  /// So much of each body is not counted: most have no more, and the connections' number bounds them.
+  static constexpr size_t kUncountedBytes = 16 * 1024;
+
+  explicit BodyMemory(size_t bytes_max) : bytes_max_(bytes_max) {}
+  void set_max(size_t bytes_max) { bytes_max_ = bytes_max; }
+
+  /// One body's part of it, given back with the object. Its object belongs to one thread at a time.
+  class Share {
+   public:
+    explicit Share(BodyMemory* all) : all_(all) {}  ///< null: nothing is counted
+    Share(Share&& other) noexcept : all_(other.all_), bytes_(std::exchange(other.bytes_, 0)) {}
+    ~Share() { give_back(); }
+    /// Before a body takes `bytes` in all. False: there is no room for them, and the share is as it was.
+    bool grow_to(size_t bytes);
+    void give_back();
+
+   private:
+    BodyMemory* all_;
+    size_t bytes_ = 0;
+  };
+
+ private:
+  std::atomic<size_t> taken_{0};
+  std::atomic<size_t> bytes_max_;
+};
+
 /// Reads the requests of one connection, one after the other.
 class RequestReader {
  public:
   enum class State { head, body, complete, refused };
 
-  explicit RequestReader(size_t body_bytes_max) : body_bytes_max_(body_bytes_max) {}
+  explicit RequestReader(size_t body_bytes_max, BodyMemory* memory = nullptr) : body_bytes_max_(body_bytes_max), share_(memory) {}
 
   /// Before a request's first byte.
   void set_body_bytes_max(size_t body_bytes_max) { body_bytes_max_ = body_bytes_max; }
@@ -105,7 +135,10 @@ class RequestReader {
   /// The request for cpp-httplib: the request line, and no body, which it would keep for as long as the answer streams.
   const std::string& canonical_head() const { return canonical_head_; }
   const std::string& body() const { return body_; }
+  /// It goes on counting in the memory of all bodies until forget_body() or next().
   std::string take_body() { return std::exchange(body_, std::string()); }
+  /// Who took it needs it no more.
+  void forget_body() { share_.give_back(); }
   bool length_missing() const { return length_missing_; }  ///< a POST with neither length nor chunks
   bool closes() const { return closes_; }                  ///< the connection ends with its answer
 
@@ -141,6 +174,7 @@ class RequestReader {
   bool closes_ = false;
   std::string canonical_head_;
   std::string body_;
+  BodyMemory::Share share_;
   Refusal refusal_{400, ""};
 };
 

@@ -34,6 +34,7 @@ Server::Settings server_settings(const Config& config) {
   settings.host = config.host;
   settings.port = config.port;
   settings.body_bytes_max = config.max_body;
+  settings.body_memory_max = config.body_memory_max();
   settings.connections_max = config.max_connections;
   settings.threads_max = config.threads_max();
   settings.header_timeout = config.header_timeout;

@@ -8,9 +8,6 @@
 #include "db.hpp"
 #include "server.hpp"
 
-/// When a client may try again after a 503, in seconds: about as long as a restart takes.
-constexpr const char* kRetryAfterSeconds = "2";
-
 /// What the log says of a request whose client did not wait; nobody reads the answer. nginx's number.
 constexpr int kClientLeftStatus = 499;
 

@@ -27,8 +27,8 @@ void signal(const UniqueFd& event) {
   [[maybe_unused]] const ssize_t written = ::write(event.get(), &one, sizeof one);
 }
 
-Connection::Limits limits_of(const Server::Settings& settings) {
-  return {settings.body_bytes_max, settings.header_timeout, settings.body_timeout, settings.idle_timeout, settings.write_timeout};
+Connection::Limits limits_of(const Server::Settings& settings, http1::BodyMemory* body_memory) {
+  return {settings.body_bytes_max, body_memory, settings.header_timeout, settings.body_timeout, settings.idle_timeout, settings.write_timeout};
 }
 
 }  // namespace
@@ -39,7 +39,8 @@ Server::Server(Settings settings, SslContext tls)
       has_tls_(tls != nullptr),
       connections_max_(settings.connections_max),
       threads_max_(settings.threads_max),
-      limits_(limits_of(settings)),
+      body_memory_(settings.body_memory_max),
+      limits_(limits_of(settings, &body_memory_)),
       tls_(std::move(tls)),
       epoll_(::epoll_create1(EPOLL_CLOEXEC)),
       greeting_(::epoll_create1(EPOLL_CLOEXEC)),
@@ -128,7 +129,8 @@ Server::Use Server::use() {
 void Server::set_limits(const Settings& settings) {
   connections_max_ = settings.connections_max;
   workers_->set_threads_max(settings.threads_max);
-  limits_.set(limits_of(settings));
+  body_memory_.set_max(settings.body_memory_max);
+  limits_.set(limits_of(settings, &body_memory_));
 }
 
 void Server::set_tls(SslContext tls) { tls_.set(std::move(tls)); }

@@ -35,6 +35,9 @@
 
 class Server;
 
+/// When a client may try again after a 503, in seconds: about as long as a restart takes.
+constexpr const char* kRetryAfterSeconds = "2";
+
 /// One of those counted in `count`, as long as it lives.
 class Counted {
  public:
@@ -131,6 +134,7 @@ class Server : public httplib::Server {
     std::string host;  ///< empty: all addresses
     size_t port;
     size_t body_bytes_max;
+    size_t body_memory_max;  ///< of all bodies together, as http1::BodyMemory counts
     size_t connections_max;
     size_t threads_max;
     milliseconds header_timeout, body_timeout, idle_timeout, write_timeout;
@@ -243,6 +247,7 @@ class Server : public httplib::Server {
   const size_t threads_max_;  // at the start
   std::string answered_at_once_;
   std::function<void()> make_ready_;
+  http1::BodyMemory body_memory_;
   Live<Connection::Limits> limits_;
   Live<SslContext> tls_;
   std::mutex listener_mutex_;  // held while a greeter accepts, and when the listener goes from one to the other

@@ -157,10 +157,12 @@ void Server::refuse(Held connection) {
   exchange.status = refusal.status;
   if (connection->timed_out) exchange.refused_by(metrics::Limit::body_timeout);
   if (refusal.status == 413) exchange.refused_by(metrics::Limit::max_body);
+  if (refusal.status == 503) exchange.refused_by(metrics::Limit::body_memory);
   exchange.reason = refusal.sentence;
   const std::string body = "{\"error\":\"" + refusal.sentence + "\"}";  // the sentences are ours: nothing to escape
+  const std::string retry_after = refusal.status == 503 ? std::string("Retry-After: ") + kRetryAfterSeconds + "\r\n" : "";
   exchange.hold("HTTP/1.1 " + std::to_string(refusal.status) + " Refused\r\nContent-Type: application/json\r\nX-Request-Id: " + exchange.id() +
-                "\r\nContent-Length: " + std::to_string(body.size()) + "\r\nConnection: close\r\n\r\n" +
+                "\r\n" + retry_after + "Content-Length: " + std::to_string(body.size()) + "\r\nConnection: close\r\n\r\n" +
                 (connection->reader.method() == "HEAD" ? "" : body));
   exchange.flush();
   exchange.finish();

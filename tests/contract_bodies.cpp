@@ -193,6 +193,44 @@ TEST_CASE("reading stops at the limit (1.5)", "[bodies]") {
   CHECK(world.get("/").status() == 200);
 }
 
+TEST_CASE("bodies together take no more than --body-memory: who comes too late gets a 503, small ones go on (1.4, 1.5)", "[bodies]") {
+  const World world({{"--max-body", "100000", "--body-memory", "100000"}});
+  const std::string large = postchatt_of_size(90'000);
+  const std::string bytes = bytes_of({"POST", "/postchatt/", large, {}});
+  Connection first(world.endpoint);
+  first.send(bytes.substr(0, bytes.size() - 1));
+  // Until chatterd has read that much, another one has room.
+  Response second;
+  CHECK(eventually([&] { return (second = world.post("/postchatt/", large)).status() == 503; }));
+  check_error(second, 503);
+  CHECK(second.head.header("Retry-After") == "2");
+  CHECK_FALSE(world.chatterd->wait_for_log({"event=request", "status=503", "limit=body-memory"}).empty());
+  CHECK(world.post("/postchatt/", postchatt_of_size(15'000)).status() == 200);
+  first.send(bytes.substr(bytes.size() - 1));
+  CHECK(first.read_response().status() == 200);
+  // The connection stays, and keeps nothing of it.
+  CHECK(world.post("/postchatt/", large).status() == 200);
+}
+
+TEST_CASE("a body counts for --body-memory until its answer begins, or its client leaves", "[bodies]") {
+  World world({{"--max-body", "100000", "--body-memory", "100000"}});
+  const Gate gate;
+  world.ollama.answer_with(answer_then_wait({"a"}, gate));
+  Stream stream(world.endpoint, chat_body(fresh_app(), std::string(90'000, 'x')));
+  stream.events(1);
+  const std::string large = postchatt_of_size(90'000);
+  CHECK(world.post("/postchatt/", large).status() == 200);
+  {
+    Connection left(world.endpoint);
+    const std::string bytes = bytes_of({"POST", "/postchatt/", large, {}});
+    left.send(bytes.substr(0, bytes.size() - 1));
+    CHECK(eventually([&] { return world.post("/postchatt/", large).status() == 503; }));
+  }
+  CHECK(eventually([&] { return world.post("/postchatt/", large).status() == 200; }));
+  gate.open();
+  stream.rest();
+}
+
 TEST_CASE("the default limit is 4 MiB (1.5)", "[bodies]") {
   const Shared world;
   constexpr size_t kDefault = 4u << 20;

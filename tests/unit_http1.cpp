@@ -136,6 +136,27 @@ TEST_CASE("a POST without a length is known as such (1.3), and a body may be wai
   CHECK(refusal_of(post("Expect: rain\r\nContent-Length: 2\r\n", "ab")) == 417);
 }
 
+TEST_CASE("bodies share their memory: one without room is refused with 503, and each gives back what it had", "[http1]") {
+  constexpr size_t kSize = 20'000;
+  http1::BodyMemory memory(2 * kSize + 1);
+  const std::string text = post("Content-Length: " + std::to_string(kSize) + "\r\n", std::string(kSize, 'x'));
+  RequestReader first(kSize, &memory), second(kSize, &memory);
+  CHECK(first.feed(text) == State::complete);
+  const std::string taken = first.take_body();  // somebody has it now
+  CHECK(second.feed(text) == State::complete);
+  RequestReader third(kSize, &memory);
+  CHECK(third.feed(text) == State::refused);
+  CHECK(third.refusal().status == 503);
+  CHECK(third.body().empty());
+  first.forget_body();
+  CHECK(RequestReader(kSize, &memory).feed(text) == State::complete);  // and gone
+  second.next();
+  RequestReader fourth(kSize, &memory), fifth(kSize, &memory), small(kSize, &memory);
+  CHECK(fourth.feed(text) == State::complete);
+  CHECK(fifth.feed(text) == State::complete);
+  CHECK(small.feed(post("Content-Length: 9000\r\n", std::string(9000, 'x'))) == State::complete);
+}
+
 TEST_CASE("a method that the library does not know reaches it as one that no route has (1.2)", "[http1]") {
   const auto reader = read("BREW / HTTP/1.1\r\n\r\n");
   CHECK(reader.method() == "BREW");

@@ -229,7 +229,7 @@ int run(const Config& config, const std::vector<std::string>& arguments, const E
   }
   const std::string conninfo = config.db.empty() ? default_conninfo() : config.db;
   if (const auto problem = conninfo_problem(conninfo)) return refuse_configuration("--db: " + *problem);
-  Database database({conninfo, config.db_pool, config.db_timeout});
+  Database database({conninfo, config.db_pool, config.db_timeout, config.max_history});
   Spool spool;
   Ollama ollama(std::move(addresses.value()));
   Services services(config, database, spool, ollama);

@@ -41,7 +41,7 @@ bool check_certificate(const Config& config) {
 }
 
 bool check_database(const Config& config) {
-  Database database({config.db.empty() ? default_conninfo() : config.db, 1, config.db_timeout});
+  Database database({config.db.empty() ? default_conninfo() : config.db, 1, config.db_timeout, config.max_history});
   const TableState state = database.look();
   if (state.reachable.empty()) {
     report(true, "database", "answers");

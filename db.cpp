@@ -105,6 +105,7 @@ std::string database_name(const std::string& conninfo) {
 Database::Database(Settings settings)
     : settings_(std::move(settings)),
       call_timeout_(settings_.call_timeout),
+      history_bytes_max_(settings_.history_bytes_max),
       servers_(std::make_unique<db_internal::Servers>(settings_.conninfo)),
       run_(make_uuid().substr(0, kRunBytes)) {
   leaders_.reserve(std::max(kBatchesMax, settings_.connections_max));

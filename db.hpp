@@ -36,6 +36,7 @@ struct Execution;
 enum class DbFault {
   refused,      ///< the database does not take the value (SQLSTATE class 22 or 23)
   busy,         ///< another turn is under way in the conversation; nothing was done
+  too_long,     ///< the conversation is longer than --max-history; nothing is left of what was done
   unavailable,  ///< it can't be reached, is out of resources, or did not answer in time
   retry,        ///< nothing was done, and the same again may succeed; callers of Database never see it
   failed,       ///< anything else
@@ -115,6 +116,7 @@ class Database {
     std::string conninfo;
     size_t connections_max;
     milliseconds call_timeout;
+    size_t history_bytes_max;  ///< of a conversation's rows in memory, which is somewhat more than their text
   };
 
   explicit Database(Settings settings);
@@ -142,7 +144,8 @@ class Database {
 
   /// Begins a turn, stores `messages` at the end of its conversation and reads all of it back, in one
   /// transaction and one round trip (contract 3.2). Not repeated when the outcome is unknown. DbFault::busy:
-  /// it is not its turn. After a success the turn lasts until store_reply() succeeds or end_turn().
+  /// it is not its turn. DbFault::too_long: the messages are taken away again. After a success the turn lasts until
+  /// store_reply() succeeds or end_turn().
   Result<Conversation, DbFailure> append(const Turn& turn, const std::vector<ChatMessage>& messages);
   /// Puts `messages` in the place of a conversation's rows, in a turn that ends with it: all or nothing.
   std::optional<DbFailure> replace(const Turn& turn, const std::vector<ChatMessage>& messages);
@@ -195,6 +198,7 @@ class Database {
   void close_idle();
   /// For calls from now on.
   void set_call_timeout(milliseconds timeout) { call_timeout_ = timeout; }
+  void set_history_max(size_t bytes) { history_bytes_max_ = bytes; }
 
  private:
   using Connection = db_internal::Connection;
@@ -221,6 +225,7 @@ class Database {
   void note_availability(const DbFailure* failure);
   Deadline call_deadline() const { return Deadline::after(call_timeout_.load()); }
   void hold(const Turn& turn, bool over);
+  DbFailure take_back(const Turn& turn, const std::string& ids);
   std::vector<DueTurn> due_turns(Clock::time_point now);
   std::optional<DbFailure> insert_reply(const Reply& reply);
   Results run(const std::vector<db_internal::Execution>& executions, Deadline deadline);
@@ -237,6 +242,7 @@ class Database {
 
   const Settings settings_;
   std::atomic<milliseconds> call_timeout_;  // the settings' one, until it is changed
+  std::atomic<size_t> history_bytes_max_;   // likewise
   const std::unique_ptr<db_internal::Servers> servers_;
   std::mutex mutex_;
   std::condition_variable returned_;

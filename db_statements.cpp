@@ -25,6 +25,7 @@ const Statement kPrepared[kStatements] = {
     {"insert", "INSERT INTO chatts (appid, name, message, id) VALUES ($1, $2, $3, $4) RETURNING seq"},
     // Without those just inserted, by their ids and not by their place: other programs insert meanwhile.
     {"history", "SELECT name, message FROM chatts WHERE appid = $1 AND (id IS NULL OR id <> ALL ($2::uuid[])) ORDER BY seq"},
+    {"take_back", "DELETE FROM chatts WHERE appid = $1 AND id = ANY ($2::uuid[])"},
     {"delete", "DELETE FROM chatts WHERE appid = $1"},
     // Without its prompt a reply is not wanted: the conversation was begun anew meanwhile.
     {"insert_reply",

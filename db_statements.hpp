@@ -14,7 +14,8 @@ enum StatementIndex {
   kTakeTurn,        // TURN, LEASE: fails as DbFault::busy while another holds it or is next
   kTakeAndInsert,   // TURN, LEASE, name, message, id: the same and kInsert, in one; returns its place
   kInsert,          // appid, name, message, id; returns its place in the order
-  kHistory,         // appid
+  kHistory,         // appid, ids that are left out
+  kTakeBack,        // appid, ids
   kDelete,          // appid
   kInsertReply,     // TURN, which ends, text, place; a row if it was stored. The turn's holder is the row's id
   kFindReply,       // TURN, place; a row if nothing is left to do

@@ -68,12 +68,28 @@ Result<Conversation, DbFailure> Database::append(const Turn& turn, const std::ve
     if (results.error().outcome_unknown) hold(turn, /*over=*/true);
     return results.error();
   }
-  hold(turn, /*over=*/false);
   std::vector<Rows>& rows = results.value();
+  if (rows.back().memory_bytes() > history_bytes_max_) {
+    rows.clear();
+    return take_back(turn, own);
+  }
+  hold(turn, /*over=*/false);
   Conversation conversation{std::move(rows.back()), std::nullopt};
   // The order counts in twos: the number behind the last prompt's belongs to the reply (schema.sql).
   if (!messages.empty()) conversation.reply_place = rows[messages.size() - 1].integer(0, 0) + 1;
   return conversation;
+}
+
+// Ends a turn whose conversation can't be sent, and takes away what it stored: else each try would make it longer.
+// To look at the length before storing would cost every turn a second reading of its rows.
+DbFailure Database::take_back(const Turn& turn, const std::string& ids) {
+  const auto results = run({{statement(kTakeBack), {turn.app_id.c_str(), ids.c_str()}}, {statement(kEndTurn), {turn.app_id.c_str(), turn.id.c_str()}}},
+                           call_deadline());
+  if (results.ok()) return {DbFault::too_long, false, "the conversation is longer than --max-history"};
+  hold(turn, /*over=*/true);
+  DbFailure failure = results.error();
+  failure.outcome_unknown = true;  // the messages may be there
+  return failure;
 }
 
 std::optional<DbFailure> Database::replace(const Turn& turn, const std::vector<ChatMessage>& messages) {

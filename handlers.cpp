@@ -202,8 +202,10 @@ void reply_no_turn(Services& services, Response& response) {
 }
 
 void reply_not_begun(Services& services, Response& response, const DbFailure& failure) {
-  if (failure.fault != DbFault::busy) return reply_failure(response, failure);
-  reply_no_turn(services, response);
+  if (failure.fault == DbFault::busy) return reply_no_turn(services, response);
+  if (failure.fault != DbFault::too_long) return reply_failure(response, failure);
+  Exchange::current().refused_by(metrics::Limit::max_history);
+  reply_error(response, 413, "This conversation has become too long to be sent to Ollama: begin it anew with /llmprep/, or take another appID.");
 }
 
 std::optional<StreamSlots::Slot> take_slot(Services& services, Response& response) {

@@ -61,8 +61,8 @@ constexpr std::array<std::string_view, 7> kRoutes = {"/", "/llmprompt/", "/getch
 constexpr std::array<int, 22> kStatuses = {200, 204, 400, 401, 404, 405, 408, 409, 411, 413, 414, 415, 417, 422, 429, 431, 499, 500, 501, 502, 503, 505};
 
 /// A limit that refuses, named as its option.
-enum class Limit { max_streams, streams_per_client, rate, turn_wait, max_body, body_memory, body_timeout, header_timeout, max_connections, db_pool };
-constexpr std::array<std::string_view, 10> kLimits = {"max-streams", "streams-per-client", "rate",           "turn-wait",       "max-body",
+enum class Limit { max_streams, streams_per_client, rate, turn_wait, max_history, max_body, body_memory, body_timeout, header_timeout, max_connections, db_pool };
+constexpr std::array<std::string_view, 11> kLimits = {"max-streams", "streams-per-client", "rate",           "turn-wait",       "max-history", "max-body",
                                                       "body-memory", "body-timeout",       "header-timeout", "max-connections", "db-pool"};
 std::string_view name_of(Limit limit);
 

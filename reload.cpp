@@ -79,6 +79,7 @@ void Reloader::reload_config_into(std::vector<std::string>& problems, std::vecto
   services_.rate.set_rate(config.rate);
   services_.slots.set_limits(config.max_streams, config.streams_per_client);
   services_.database.set_call_timeout(config.db_timeout);
+  services_.database.set_history_max(config.max_history);
   server_.set_limits(server_settings(config));
   set_log_level(*log_level_of(config.log_level));
   changed = reloaded.changed;

@@ -36,7 +36,8 @@ void reply_failure(httplib::Response& response, const DbFailure& failure) {
                          failure.outcome_unknown
                              ? "The database did not answer in time: it is not known whether this request's messages were stored."
                              : "The database can't be reached now: nothing of this request was stored; try again.");
-    case DbFault::busy:  // reply_not_begun()'s
+    case DbFault::busy:  // reply_not_begun()'s, and the next
+    case DbFault::too_long:
     case DbFault::retry:
     case DbFault::failed: break;
   }

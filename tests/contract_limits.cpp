@@ -60,6 +60,27 @@ TEST_CASE("a body that does not come within --body-timeout ends the request, not
   CHECK(world.database.conversation("app").empty());
 }
 
+TEST_CASE("a conversation longer than --max-history gets a 413 and grows no more, until it begins anew (3.4)", "[limits]") {
+  World world({{"--max-history", "20000"}});
+  world.ollama.answer_with(answer_tokens({"a"}));
+  const std::string app = fresh_app();
+  const std::string prompt(12'000, 'x');
+  for (int turn = 0; turn < 2; ++turn) world.chat(chat_body(app, prompt));
+  const auto before = world.database.conversation(app);
+  REQUIRE(before.size() == 4);
+  const size_t asked = world.ollama.exchanges().size();
+  // The second one finds that the turn of the first is over.
+  for (int turn = 0; turn < 2; ++turn) check_error(world.post("/llmchat/", chat_body(app, "one more")), 413);
+  CHECK(world.database.conversation(app) == before);
+  CHECK(world.ollama.exchanges().size() == asked);
+  CHECK_FALSE(world.chatterd->wait_for_log({"event=request", "status=413", "limit=max-history"}).empty());
+  // Another's goes on, and so does this one from its new beginning.
+  world.chat(chat_body(fresh_app(), "hello"));
+  CHECK(world.post("/llmprep/", R"({"appID":")" + app + R"(","messages":[]})").status() == 200);
+  world.chat(chat_body(app, "hello again"));
+  CHECK(world.database.conversation(app).size() == 2);
+}
+
 TEST_CASE("an idle connection is closed after --idle-timeout (1)", "[limits]") {
   const World world({{"--idle-timeout", "0.4"}});
   Connection connection(world.endpoint);

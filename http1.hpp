@@ -85,7 +85,7 @@ struct Refusal {
 /// The memory that the bodies of all connections' requests take together. It outlives them. Any thread.
 class BodyMemory {
  public:
-  /// So much of each body is not counted: most have no more, and the connections' number bounds them.
+  /// Bodies of up to this are not counted: most are, and the connections' number bounds them.
   static constexpr size_t kUncountedBytes = 16 * 1024;
 
   explicit BodyMemory(size_t bytes_max) : bytes_max_(bytes_max) {}

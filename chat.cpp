@@ -17,9 +17,9 @@ namespace {
 constexpr auto kStorePause = milliseconds(250);
 
 // The body for Ollama (contract 3.4): the history from the database; the request's own messages as the client
-// wrote them, with images and all; every other field unchanged. The rows are used up: nobody needs them while
+// wrote them, with images and all; every other field unchanged. Both are used up: nobody needs them while
 // Ollama loads a model.
-std::string build_ollama_body(const ChatRequest& request, Conversation conversation) {
+std::string build_ollama_body(ChatRequest request, Conversation conversation) {
   const Rows& rows = conversation.rows;
   std::string body;
   body.reserve(rows.memory_bytes());  // a long history is not to be copied each time that this has grown
@@ -213,12 +213,12 @@ class ChatTurn {
 
 void handle_llmchat(Services& services, Response& response) {
   Exchange& exchange = Exchange::current();
-  const auto chat = parse_chat_request(exchange.take_body());
+  auto chat = parse_chat_request(exchange.take_body());
   if (!chat.ok()) return reply_error(response, 422, chat.error().sentence);
   auto slot = take_slot(services, response);
   if (!slot) return;
   const auto config = services.config.get();
-  const std::string& app_id = chat.value().app_id;
+  const std::string app_id = chat.value().app_id;
   const Deadline turn_wait = Deadline::after(config->turn_wait);
   auto turn = services.conversations.enter(app_id, config->turn_wait);
   if (!turn) return reply_no_turn(services, response);
@@ -236,7 +236,7 @@ void handle_llmchat(Services& services, Response& response) {
 
   exchange.note_asked();
   const auto reply_place = conversation.value().reply_place;
-  auto generation = services.ollama.start("POST", "/chat", build_ollama_body(chat.value(), std::move(conversation.value())));
+  auto generation = services.ollama.start("POST", "/chat", build_ollama_body(std::move(chat.value()), std::move(conversation.value())));
   const auto event = generation->read_head(exchange, Deadline::after(config->ollama_grace));
   if (event == Generation::Event::head && generation->status() >= 400) {
     const int status = generation->status();

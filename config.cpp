@@ -38,7 +38,7 @@ const Option kOptions[] = {
     {"keep-whitespace", "", &Config::keep_whitespace, "store replies byte for byte, runs of white space not made one space", kReloads},
     {"max-body", "BYTES", Option::Number{&Config::max_body, 1, kGiB}, "largest body of a request", kReloads},
     {"body-memory", "BYTES", Option::Number{&Config::body_memory, 1, 64 * kGiB}, "memory for the bodies of all requests together, small ones of up to 16 KB aside; more get a 503", kReloads},
-    {"max-history", "BYTES", Option::Number{&Config::max_history, kKiB, 64 * kGiB}, "longest conversation that is sent to Ollama; with a longer one a prompt gets a 413", kReloads},
+    {"max-history", "BYTES", Option::Number{&Config::max_history, 64 * kKiB, 64 * kGiB}, "longest conversation that is sent to Ollama, by the memory it takes, which may be twice its text; with a longer one a prompt gets a 413", kReloads},
     {"max-streams", "N", Option::Number{&Config::max_streams, 1, 100'000}, "answers streamed at the same time; more get a 503", kReloads},
     {"streams-per-client", "N", Option::Number{&Config::streams_per_client, 0, 100'000}, "answers streamed to one client address at the same time; more get a 429; 0: no limit", kReloads},
     {"rate", "N", Option::Number{&Config::rate, 0, 1'000'000}, "requests a second from one client address, with bursts of twice as many; more get a 429; 0: no limit", kReloads},

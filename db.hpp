@@ -116,7 +116,7 @@ class Database {
     std::string conninfo;
     size_t connections_max;
     milliseconds call_timeout;
-    size_t history_bytes_max;  ///< of a conversation's rows in memory, which is somewhat more than their text
+    size_t history_bytes_max;  ///< what a conversation's rows may take of memory: up to twice their text, with short ones more
   };
 
   explicit Database(Settings settings);

@@ -23,6 +23,7 @@ const Statement kPrepared[kStatements] = {
      "WITH taken AS (" TAKE_TURN " RETURNING appid) INSERT INTO chatts (name, message, id, appid)"
      " SELECT $4::text, $5::text, $6::uuid, appid FROM taken RETURNING seq"},
     {"insert", "INSERT INTO chatts (appid, name, message, id) VALUES ($1, $2, $3, $4) RETURNING seq"},
+    {"insert_more", "INSERT INTO chatts (appid, name, message, id) VALUES ($1, $2, $3, $4)"},
     // Without those just inserted, by their ids and not by their place: other programs insert meanwhile.
     {"history", "SELECT name, message FROM chatts WHERE appid = $1 AND (id IS NULL OR id <> ALL ($2::uuid[])) ORDER BY seq"},
     {"take_back", "DELETE FROM chatts WHERE appid = $1 AND id = ANY ($2::uuid[])"},

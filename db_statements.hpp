@@ -14,6 +14,7 @@ enum StatementIndex {
   kTakeTurn,        // TURN, LEASE: fails as DbFault::busy while another holds it or is next
   kTakeAndInsert,   // TURN, LEASE, name, message, id: the same and kInsert, in one; returns its place
   kInsert,          // appid, name, message, id; returns its place in the order
+  kInsertMore,      // the same, and returns nothing
   kHistory,         // appid, ids that are left out
   kTakeBack,        // appid, ids
   kDelete,          // appid

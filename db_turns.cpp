@@ -28,11 +28,12 @@ constexpr auto kRenewAgain = std::chrono::seconds(1);
 // Rows that nobody has used for long are deleted this often; it reads the whole, small table.
 constexpr auto kForgetEvery = std::chrono::minutes(1);
 
-// One insert for each message from the `first` on; `ids` keeps the UUIDs alive while the executions point at them.
+// One insert for each message from the `first` on, of which the last returns its place: with a row a result takes 3 KB,
+// and a body may hold 100,000 messages. `ids` keeps the UUIDs alive while the executions point at them.
 void add_inserts(std::vector<Execution>& executions, const std::vector<std::string>& ids, const std::string& app_id,
                  const std::vector<ChatMessage>& messages, size_t first) {
   for (size_t i = first; i < messages.size(); ++i) {
-    executions.push_back({statement(kInsert), {app_id.c_str(), messages[i].role.c_str(), messages[i].content.c_str(), ids[i].c_str()}});
+    executions.push_back({statement(i + 1 < messages.size() ? kInsertMore : kInsert), {app_id.c_str(), messages[i].role.c_str(), messages[i].content.c_str(), ids[i].c_str()}});
   }
 }
 
@@ -68,12 +69,12 @@ Result<Conversation, DbFailure> Database::append(const Turn& turn, const std::ve
     if (results.error().outcome_unknown) hold(turn, /*over=*/true);
     return results.error();
   }
+  hold(turn, /*over=*/false);
   std::vector<Rows>& rows = results.value();
   if (rows.back().memory_bytes() > history_bytes_max_) {
     rows.clear();
     return take_back(turn, own);
   }
-  hold(turn, /*over=*/false);
   Conversation conversation{std::move(rows.back()), std::nullopt};
   // The order counts in twos: the number behind the last prompt's belongs to the reply (schema.sql).
   if (!messages.empty()) conversation.reply_place = rows[messages.size() - 1].integer(0, 0) + 1;
@@ -85,7 +86,11 @@ Result<Conversation, DbFailure> Database::append(const Turn& turn, const std::ve
 DbFailure Database::take_back(const Turn& turn, const std::string& ids) {
   const auto results = run({{statement(kTakeBack), {turn.app_id.c_str(), ids.c_str()}}, {statement(kEndTurn), {turn.app_id.c_str(), turn.id.c_str()}}},
                            call_deadline());
-  if (results.ok()) return {DbFault::too_long, false, "the conversation is longer than --max-history"};
+  if (results.ok()) {
+    const std::lock_guard lock(turns_mutex_);
+    turns_.erase(turn.id);
+    return {DbFault::too_long, false, "the conversation is longer than --max-history"};
+  }
   hold(turn, /*over=*/true);
   DbFailure failure = results.error();
   failure.outcome_unknown = true;  // the messages may be there

@@ -12,8 +12,8 @@ namespace {
 // For a client to read a refusal before the connection goes: closing at once would reset it.
 constexpr auto kLingerMax = std::chrono::seconds(2);
 // Of a body that was refused, this much more is thrown away, for clients that read only when they have
-// sent everything; then reading stops.
-constexpr size_t kLingerBytesMax = size_t{1} << 20;
+// sent everything; then reading stops. It is the default of --max-body.
+constexpr size_t kLingerBytesMax = size_t{4} << 20;
 // One read; a TLS record holds at most this much.
 constexpr size_t kReadBytes = 16 * 1024;
 // A client that has its next request ready sends it at once.

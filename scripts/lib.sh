@@ -96,7 +96,7 @@ apt_get() {
 update_lists() {
   local log=$1 i
   for ((i = 0; i < 60; i++)); do
-    if apt_get update >"$log" 2>&1 || ! grep -q 'lock.* /var/lib/apt/lists/' "$log"; then return 0; fi
+    if apt_get update >"$log" 2>&1 || ! grep -q 'Could not get lock /var/lib/apt/lists/' "$log"; then return 0; fi
     sleep 5
   done
 }
@@ -116,7 +116,7 @@ install_packages() {
     if [[ -n $server ]]; then
       trap allow_main_cluster EXIT
       trap 'exit 130' INT TERM HUP
-      forbid_main_cluster
+      forbid_main_cluster || exit 1
     fi
     apt_get install --yes --no-install-recommends "${names[@]}" >>"$log" 2>&1
   ) && return 0

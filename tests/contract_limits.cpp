@@ -61,10 +61,10 @@ TEST_CASE("a body that does not come within --body-timeout ends the request, not
 }
 
 TEST_CASE("a conversation longer than --max-history gets a 413 and grows no more, until it begins anew (3.4)", "[limits]") {
-  World world({{"--max-history", "20000"}});
+  World world({{"--max-history", "65536"}});
   world.ollama.answer_with(answer_tokens({"a"}));
   const std::string app = fresh_app();
-  const std::string prompt(12'000, 'x');
+  const std::string prompt(40'000, 'x');
   for (int turn = 0; turn < 2; ++turn) world.chat(chat_body(app, prompt));
   const auto before = world.database.conversation(app);
   REQUIRE(before.size() == 4);

@@ -16,6 +16,9 @@ constexpr auto kLingerMax = std::chrono::seconds(2);
 constexpr size_t kLingerBytesMax = size_t{4} << 20;
 // One read; a TLS record holds at most this much.
 constexpr size_t kReadBytes = 16 * 1024;
+// With more than half of the pool's threads at work a greeter rests so long after each new client. A storm of them would
+// take all processors from the streams under way (docs/performance.md); like this it takes somewhat longer.
+constexpr auto kGreeterRest = std::chrono::milliseconds(3);
 // A client that has its next request ready sends it at once.
 constexpr int kNextRequestMs = 2;
 
@@ -35,7 +38,10 @@ void Server::keep_greeting() {
     // One at a time: what this thread has taken, no other can.
     if (::epoll_wait(greeting_.get(), &event, 1, -1) != 1) continue;
     if (event.data.ptr == &listener_) {
-      if (Held client = accept_one()) greet(std::move(client));
+      Held client = accept_one();
+      if (!client) continue;
+      greet(std::move(client));
+      if (workers_->threads() > workers_->threads_max() / 2) std::this_thread::sleep_for(kGreeterRest);
     } else if (event.data.ptr == &greeters_pulse_) {
       greeters_pulse_.answer();
     } else {

@@ -218,7 +218,7 @@ void handle_llmchat(Services& services, Response& response) {
   auto slot = take_slot(services, response);
   if (!slot) return;
   const auto config = services.config.get();
-  const std::string app_id = chat.value().app_id;
+  const std::string app_id = chat.value().app_id;  // it outlasts the request's text
   const Deadline turn_wait = Deadline::after(config->turn_wait);
   auto turn = services.conversations.enter(app_id, config->turn_wait);
   if (!turn) return reply_no_turn(services, response);

@@ -41,8 +41,8 @@ struct Config {
   bool keep_whitespace = false;
 
   size_t max_body = size_t{4} << 20;
-  size_t max_history = size_t{64} << 20;
   size_t body_memory = size_t{256} << 20;
+  size_t max_history = size_t{64} << 20;
   size_t max_streams = 1024;
   size_t streams_per_client = 0;
   size_t rate = 0;

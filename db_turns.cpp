@@ -33,7 +33,8 @@ constexpr auto kForgetEvery = std::chrono::minutes(1);
 void add_inserts(std::vector<Execution>& executions, const std::vector<std::string>& ids, const std::string& app_id,
                  const std::vector<ChatMessage>& messages, size_t first) {
   for (size_t i = first; i < messages.size(); ++i) {
-    executions.push_back({statement(i + 1 < messages.size() ? kInsertMore : kInsert), {app_id.c_str(), messages[i].role.c_str(), messages[i].content.c_str(), ids[i].c_str()}});
+    const StatementIndex insert = i + 1 < messages.size() ? kInsertMore : kInsert;
+    executions.push_back({statement(insert), {app_id.c_str(), messages[i].role.c_str(), messages[i].content.c_str(), ids[i].c_str()}});
   }
 }
 

@@ -41,7 +41,7 @@ void Server::keep_greeting() {
       Held client = accept_one();
       if (!client) continue;
       greet(std::move(client));
-      if (workers_->threads() > workers_->threads_max() / 2) std::this_thread::sleep_for(kGreeterRest);
+      if (workers_->is_half_used()) std::this_thread::sleep_for(kGreeterRest);
     } else if (event.data.ptr == &greeters_pulse_) {
       greeters_pulse_.answer();
     } else {

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sys/epoll.h>
 
+#include <algorithm>
 #include <array>
 
 #include "server.hpp"
@@ -16,8 +17,9 @@ constexpr auto kLingerMax = std::chrono::seconds(2);
 constexpr size_t kLingerBytesMax = size_t{4} << 20;
 // One read; a TLS record holds at most this much.
 constexpr size_t kReadBytes = 16 * 1024;
-// With more than half of the pool's threads at work a greeter rests so long after each new client. A storm of them would
-// take all processors from the streams under way (docs/performance.md); like this it takes somewhat longer.
+// With more threads at work than this for each processor, a greeter rests so long after each new client. A storm of them
+// would take all processors from the streams under way; so it takes somewhat longer (docs/performance.md).
+constexpr size_t kCrowdPerProcessor = 225;
 constexpr auto kGreeterRest = std::chrono::milliseconds(3);
 // A client that has its next request ready sends it at once.
 constexpr int kNextRequestMs = 2;
@@ -33,6 +35,7 @@ void Server::serve(Held connection) {
 // A greeter's life.
 void Server::keep_greeting() {
   ::pthread_setname_np(::pthread_self(), "greeter");
+  const size_t crowd = kCrowdPerProcessor * std::max(1u, std::thread::hardware_concurrency());
   epoll_event event{};
   while (!closed_) {
     // One at a time: what this thread has taken, no other can.
@@ -41,7 +44,7 @@ void Server::keep_greeting() {
       Held client = accept_one();
       if (!client) continue;
       greet(std::move(client));
-      if (workers_->is_half_used()) std::this_thread::sleep_for(kGreeterRest);
+      if (workers_->threads() > crowd) std::this_thread::sleep_for(kGreeterRest);
     } else if (event.data.ptr == &greeters_pulse_) {
       greeters_pulse_.answer();
     } else {

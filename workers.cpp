@@ -72,11 +72,6 @@ size_t Workers::threads_max() {
   return threads_max_;
 }
 
-bool Workers::is_half_used() {
-  const std::lock_guard lock(mutex_);
-  return threads_.size() > threads_max_ / 2;
-}
-
 bool Workers::can_grow() {
   const std::lock_guard lock(mutex_);
   return threads_.size() < threads_max_;

@@ -40,8 +40,6 @@ class Workers {
   void start_ahead();
   /// Whether more work would get a thread at once.
   bool can_grow();
-  /// Whether there are more than half as many threads as there may be.
-  bool is_half_used();
 
  private:
   struct Sleeper {

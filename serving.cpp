@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
+#include <thread>
 
 #include "server.hpp"
 
@@ -17,8 +19,8 @@ constexpr auto kLingerMax = std::chrono::seconds(2);
 constexpr size_t kLingerBytesMax = size_t{4} << 20;
 // One read; a TLS record holds at most this much.
 constexpr size_t kReadBytes = 16 * 1024;
-// With more threads at work than this for each processor, a greeter rests so long after each new client. A storm of them
-// would take all processors from the streams under way; so it takes somewhat longer (docs/performance.md).
+// With more workers than this for each processor, a greeter rests so long after each new client. A storm of them would
+// take all processors from the streams under way; like this it takes somewhat longer (docs/performance.md).
 constexpr size_t kCrowdPerProcessor = 225;
 constexpr auto kGreeterRest = std::chrono::milliseconds(3);
 // A client that has its next request ready sends it at once.
@@ -41,10 +43,10 @@ void Server::keep_greeting() {
     // One at a time: what this thread has taken, no other can.
     if (::epoll_wait(greeting_.get(), &event, 1, -1) != 1) continue;
     if (event.data.ptr == &listener_) {
-      Held client = accept_one();
-      if (!client) continue;
-      greet(std::move(client));
-      if (workers_->threads() > crowd) std::this_thread::sleep_for(kGreeterRest);
+      if (Held client = accept_one()) {
+        greet(std::move(client));
+        if (workers_->threads() > crowd) std::this_thread::sleep_for(kGreeterRest);
+      }
     } else if (event.data.ptr == &greeters_pulse_) {
       greeters_pulse_.answer();
     } else {

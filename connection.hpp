@@ -63,6 +63,7 @@ class Connection {
   Deadline deadline = Deadline::never();  ///< of the phase
   bool greeting = false;                  ///< it stands with the greeters until its first request
   bool timed_out = false;                 ///< the deadline of a body has passed
+  bool expired = false;                   ///< idle for too long: the deadline is now its turn to be closed
   size_t lingered_bytes = 0;              ///< thrown away while lingering
   Waiting::iterator waiting;              ///< its place while nobody works on it
   int watched_by = -1;                    ///< the epoll that it was added to last

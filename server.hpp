@@ -261,6 +261,7 @@ class Server : public httplib::Server {
   Clock::time_point accept_again_at_{};  // used by the door only
   Clock::time_point accept_told_at_{};   // likewise
   Clock::time_point full_told_at_{};     // likewise
+  Clock::time_point next_idle_close_{};  // likewise: no idle connection is closed for its age before
   std::atomic<bool> draining_{false};  // nothing is accepted any more
   std::atomic<bool> closed_{false};    // the door and the greeters end
   std::atomic<size_t> connections_{0};

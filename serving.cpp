@@ -146,6 +146,7 @@ Connection::Io Server::receive(Connection& connection) {
   if (outcome != Connection::Io::done) return outcome;
   if (connection.phase == Connection::Phase::idle) {
     connection.phase = Connection::Phase::opening;
+    connection.expired = false;
     connection.set_limits(limits_.get());
     connection.deadline = Deadline::after(connection.limits().header_timeout);
   }

@@ -89,6 +89,22 @@ TEST_CASE("an idle connection is closed after --idle-timeout (1)", "[limits]") {
   CHECK(closed_after_ms(connection) < 4000);
 }
 
+TEST_CASE("idle connections whose time ends together are closed one by one; until then they are still served (1)", "[limits]") {
+  const World world({{"--idle-timeout", "0.4"}});
+  const std::string ask = bytes_of({"GET", "/", "", {}});
+  std::vector<std::unique_ptr<Connection>> clients;
+  for (int i = 0; i < 100; ++i) clients.push_back(std::make_unique<Connection>(world.endpoint));
+  for (const auto& client : clients) {
+    client->send(ask);
+    CHECK(client->read_response().status() == 200);
+  }
+  CHECK(closed_after_ms(*clients[30]) < 4000);
+  // The time of the last one is over by now; its turn comes more than a second later.
+  clients.back()->send(ask);
+  CHECK(clients.back()->read_response().status() == 200);
+  for (const auto& client : clients) CHECK(closed_after_ms(*client) < 10'000);
+}
+
 TEST_CASE("with all threads at streams a new client still gets its GET / answered, and waits with its next one (1)", "[limits]") {
   World world({{"--threads", "1", "--max-streams", "1"}});
   Gate gate;

@@ -19,10 +19,13 @@ constexpr auto kLingerMax = std::chrono::seconds(2);
 constexpr size_t kLingerBytesMax = size_t{4} << 20;
 // One read; a TLS record holds at most this much.
 constexpr size_t kReadBytes = 16 * 1024;
-// With more workers than this for each processor, a greeter rests so long after each new client. A storm of them would
-// take all processors from the streams under way; like this it takes somewhat longer (docs/performance.md).
+// With more workers than this for each processor, a greeter rests so long after each round of so many new clients, 3 ms
+// for each. A storm of them would take all processors from the streams under way; like this it takes somewhat longer. A
+// rest for several at once, because what their handshakes compute with is then in the processor's caches for all but the
+// first (docs/performance.md).
 constexpr size_t kCrowdPerProcessor = 225;
-constexpr auto kGreeterRest = std::chrono::milliseconds(3);
+constexpr size_t kGreeterRound = 8;
+constexpr auto kGreeterRest = std::chrono::milliseconds(24);
 // A client that has its next request ready sends it at once.
 constexpr int kNextRequestMs = 2;
 
@@ -38,6 +41,7 @@ void Server::serve(Held connection) {
 void Server::keep_greeting() {
   ::pthread_setname_np(::pthread_self(), "greeter");
   const size_t crowd = kCrowdPerProcessor * std::max(1u, std::thread::hardware_concurrency());
+  size_t greeted_in_crowd = 0;
   epoll_event event{};
   while (!closed_) {
     // One at a time: what this thread has taken, no other can.
@@ -45,7 +49,7 @@ void Server::keep_greeting() {
     if (event.data.ptr == &listener_) {
       if (Held client = accept_one()) {
         greet(std::move(client));
-        if (workers_->threads() > crowd) std::this_thread::sleep_for(kGreeterRest);
+        if (workers_->threads() > crowd && ++greeted_in_crowd % kGreeterRound == 0) std::this_thread::sleep_for(kGreeterRest);
       }
     } else if (event.data.ptr == &greeters_pulse_) {
       greeters_pulse_.answer();

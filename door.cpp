@@ -20,9 +20,9 @@ constexpr auto kAcceptTold = std::chrono::seconds(10);
 // A client that was accepted just before the stop gets this long for its handshake and request: a few round trips.
 constexpr auto kLastRequestsMax = std::chrono::seconds(3);
 constexpr int kEventsMax = 256;
-// Between the ends of two idle connections, which is never urgent: clients that were served together would have theirs
-// together too, and each takes some 0.3 ms of the processors (docs/performance.md). 50 a second; those that there can be
-// at most by default, --max-connections, take less than three minutes.
+// Between the ends of two idle connections, which are never urgent: of clients that were served together they would come
+// together, at the cost of the streams under way (docs/performance.md). As many as there can be at most by default
+// (--max-connections) take less than three minutes.
 constexpr auto kIdleCloseGap = milliseconds(20);
 // Connections that have gone before accept() took them, in one go.
 constexpr int kAcceptFailuresMax = 64;
@@ -188,7 +188,7 @@ void Server::pause_accepting(int error) {
   watch(epoll_, EPOLL_CTL_MOD, listener_.get(), 0, &listener_);
 }
 
-// Closes the connection that has been idle longest, to make room for a new client.
+// Closes the idle connection whose turn comes next, to make room for a new client.
 bool Server::evict_idle() {
   Held evicted;
   const std::lock_guard lock(mutex_);

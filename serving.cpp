@@ -19,10 +19,9 @@ constexpr auto kLingerMax = std::chrono::seconds(2);
 constexpr size_t kLingerBytesMax = size_t{4} << 20;
 // One read; a TLS record holds at most this much.
 constexpr size_t kReadBytes = 16 * 1024;
-// With more workers than this for each processor, a greeter rests so long after each round of so many new clients, 3 ms
-// for each. A storm of them would take all processors from the streams under way; like this it takes somewhat longer. A
-// rest for several at once, because what their handshakes compute with is then in the processor's caches for all but the
-// first (docs/performance.md).
+// With more workers than this for each processor, a greeter rests so long after each round of so many new clients. A storm
+// of them would take all processors from the streams under way; like this it takes somewhat longer. One rest for several,
+// because what handshakes compute with is then in the processor's caches for all but the first (docs/performance.md).
 constexpr size_t kCrowdPerProcessor = 225;
 constexpr size_t kGreeterRound = 8;
 constexpr auto kGreeterRest = std::chrono::milliseconds(24);

@@ -167,23 +167,23 @@ TEST_CASE("/readyz does not wait for a database that hangs, nor behind a pool th
 
 TEST_CASE("/readyz names Ollama when it is away, and says so until it is back", "[admin]") {
   Database database;
-  auto ollama = std::make_unique<ScriptedOllama>();
-  const int port = ollama->port();
-  Arguments arguments = usual_arguments(database.conninfo(), ollama->url());
+  const ScriptedOllama ollama;
+  TcpProxy proxy("127.0.0.1", ollama.port());
+  Arguments arguments = usual_arguments(database.conninfo(), "http://127.0.0.1:" + std::to_string(proxy.port()));
   arguments.insert(arguments.end(), {"--admin", "127.0.0.1:0"});
   Chatterd chatterd(arguments);
   chatterd.wait_until_ready();
   const Endpoint admin = admin_of(chatterd);
   const auto ready = [&] { return exchange(admin, {"GET", "/readyz", "", {}}); };
   REQUIRE(eventually([&] { return ready().status() == 200; }));
-  ollama.reset();
+  proxy.outage();
   REQUIRE(eventually([&] { return ready().status() == 503; }));
   const auto json = nlohmann::json::parse(ready().body);
   INFO(json.dump());
   CHECK(json["ollama"]["usable"] == false);
   CHECK(json["database"]["usable"] == true);
   CHECK_FALSE(chatterd.wait_for_log({"event=ollama_away"}).empty());
-  ollama = std::make_unique<ScriptedOllama>(port);
+  proxy.pass();
   CHECK_FALSE(chatterd.wait_for_log({"event=ollama_back"}).empty());
   CHECK(eventually([&] { return ready().status() == 200; }));
   CHECK(chatterd.stop() == 0);

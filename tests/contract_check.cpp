@@ -101,7 +101,8 @@ TEST_CASE("--check names a file of API keys that a start would refuse (6)", "[ch
 TEST_CASE("--check names a database that is away, unknown or closed to the role, and what mends it (6)", "[check]") {
   const Database database;
   const ScriptedOllama ollama;
-  const std::string port = std::to_string(port_of(listen_on_loopback(0)));
+  const Fd nobody = bind_loopback(0);
+  const std::string port = std::to_string(port_of(nobody));
   check_reported(check_with("host=127.0.0.1 user=u dbname=d port=" + port, ollama.url()), {"database", port});
   const std::string server = "host=127.0.0.1 port=" + std::to_string(Database::server_port());
   check_reported(check_with(server + " user=ct_owner dbname=ct_no_such", ollama.url()), {"database", "ct_no_such"});
@@ -137,8 +138,9 @@ TEST_CASE("--check names an Ollama that is away, ill or no Ollama at all (6)", "
   const Database database;
   ScriptedOllama ollama;
   make_table(database, ollama);
-  const std::string port = std::to_string(port_of(listen_on_loopback(0)));
-  check_reported(check_with(database.conninfo(), "http://127.0.0.1:" + port), {"ollama", port});
+  const Fd nobody = bind_loopback(0);
+  const std::string port = std::to_string(port_of(nobody));
+  check_reported(check_with(database.conninfo(), url_of(nobody)), {"ollama", port});
   for (const Script& script : {answer_document(500, "<html>"), answer_document(404, "404 page not found"),
                                answer_document(200, "<html>a router's page</html>", "text/html")}) {
     ollama.answer_health_with(script);
@@ -168,8 +170,9 @@ TEST_CASE("--check of an Ollama that does not answer comes to an end (6)", "[che
 
 TEST_CASE("--check goes on after the first thing that is broken and names all (6)", "[check]") {
   const TempFolder folder;
-  const std::string port = std::to_string(port_of(listen_on_loopback(0)));
-  const Finished checked = check_with("host=127.0.0.1 user=u dbname=d port=" + port, "http://127.0.0.1:" + port,
+  const Fd nobody = bind_loopback(0);
+  const std::string port = std::to_string(port_of(nobody));
+  const Finished checked = check_with("host=127.0.0.1 user=u dbname=d port=" + port, url_of(nobody),
                                       {"--cert", folder.file("none.crt")});
   check_reported(checked, {"certificate", "database", "ollama", "none.crt"});
 }

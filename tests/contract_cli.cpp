@@ -210,15 +210,15 @@ TEST_CASE("SIGTERM and SIGINT end it with 0, also with idle connections open (6)
 TEST_CASE("after a stop the port can be taken again at once (6)", "[cli]") {
   Database database;
   ScriptedOllama ollama;
+  const int port = free_port();
   Arguments arguments = usual_arguments(database.conninfo(), ollama.url());
-  int port = 0;
+  arguments.insert(arguments.end(), {"--port", std::to_string(port)});
   for (int start = 0; start < 3; ++start) {
     Chatterd chatterd(arguments);
     const Endpoint endpoint = chatterd.wait_until_ready();
     Connection kept(endpoint);
     kept.send(bytes_of({"GET", "/", "", {}}));
     CHECK(kept.read_response().status() == 200);
-    if (start == 0) arguments.insert(arguments.end(), {"--port", std::to_string(port = endpoint.port)});
     CHECK(endpoint.port == port);
     CHECK(chatterd.stop() == 0);
   }
@@ -247,12 +247,12 @@ TEST_CASE("it starts while PostgreSQL is away, says so, serves what it can, and 
 
 TEST_CASE("it starts while Ollama is away, says so, and works once it comes (6)", "[cli]") {
   Database database;
-  const int port = port_of(listen_on_loopback(0));
-  Chatterd chatterd(usual_arguments(database.conninfo(), "http://127.0.0.1:" + std::to_string(port)));
+  Fd nobody = bind_loopback(0);
+  Chatterd chatterd(usual_arguments(database.conninfo(), url_of(nobody)));
   const Endpoint endpoint = chatterd.wait_until_ready();
   CHECK_FALSE(chatterd.wait_for_log({"llama"}).empty());
   CHECK(exchange(endpoint, {"POST", "/llmchat/", chat_body("app", "x"), {}}).status() == 502);
-  ScriptedOllama ollama(port);
+  ScriptedOllama ollama(std::move(nobody));
   ollama.answer_with(answer_tokens({"ok"}));
   CHECK(exchange(endpoint, {"POST", "/llmchat/", chat_body("app", "y"), {}}).status() == 200);
   CHECK(chatterd.stop() == 0);

@@ -81,7 +81,7 @@ TEST_CASE("the database that goes and comes back is said once each, with no requ
 TEST_CASE("Ollama that is away is said once, not for each request", "[log]") {
   Database database;
   const Fd nobody = bind_loopback(0);
-  Chatterd chatterd(usual_arguments(database.conninfo(), "http://127.0.0.1:" + std::to_string(port_of(nobody))));
+  Chatterd chatterd(usual_arguments(database.conninfo(), url_of(nobody)));
   const Endpoint endpoint = chatterd.wait_until_ready();
   for (int i = 0; i < 5; ++i) CHECK(exchange(endpoint, {"POST", "/llmchat/", chat_body(fresh_app(), "x"), {}}).status() == 502);
   CHECK_FALSE(chatterd.wait_for_log({"level=warning", "event=ollama_away", "reason="}).empty());

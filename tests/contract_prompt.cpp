@@ -84,8 +84,8 @@ TEST_CASE("llmprompt passes Ollama's own refusals on (2)", "[prompt]") {
 }
 
 TEST_CASE("llmprompt is 502 where Ollama can't be reached (3.5)", "[prompt]") {
-  const int closed_port = port_of(listen_on_loopback(0));
-  const World world({{"--ollama", "http://127.0.0.1:" + std::to_string(closed_port)}});
+  const Fd nobody = bind_loopback(0);
+  const World world({{"--ollama", url_of(nobody)}});
   check_error(world.post("/llmprompt/", prompt_body("x")), 502);
 }
 

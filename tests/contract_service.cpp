@@ -89,13 +89,13 @@ TEST_CASE("systemd is told the number of streams and what is away, when it chang
 
 TEST_CASE("without database and Ollama chatterd is ready, says what it waits for, and notices when it is there (6)", "[service]") {
   ServiceManager manager;
-  const int port = port_of(bind_loopback(0));
-  Arguments arguments = usual_arguments("host=127.0.0.1 port=1 dbname=none", "http://127.0.0.1:" + std::to_string(port));
+  Fd nobody = bind_loopback(0);
+  Arguments arguments = usual_arguments("host=127.0.0.1 port=1 dbname=none", url_of(nobody));
   Chatterd chatterd(arguments, manager.environment());
   chatterd.wait_until_ready();
   CHECK(manager.wait_for("READY=1") == "READY=1");
   CHECK(manager.wait_for("STATUS=") == "STATUS=0 streams; database away; Ollama away");
-  const ScriptedOllama ollama(port);
+  const ScriptedOllama ollama(std::move(nobody));
   CHECK(manager.wait_for("STATUS=0 streams; database away", manager.messages().size()) == "STATUS=0 streams; database away");
   CHECK(chatterd.stop() == 0);
 }

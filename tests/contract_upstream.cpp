@@ -135,8 +135,8 @@ TEST_CASE("an --ollama that ends in /api or in a slash means the same (3.4)", "[
 }
 
 TEST_CASE("an Ollama that can't be reached is 502 (3.5)", "[upstream]") {
-  const int closed_port = port_of(listen_on_loopback(0));
-  World world({{"--ollama", "http://127.0.0.1:" + std::to_string(closed_port)}});
+  const Fd nobody = bind_loopback(0);
+  World world({{"--ollama", url_of(nobody)}});
   check_error(world.post("/llmchat/", chat_body("app", "x")), 502);
   CHECK(joined(world.database.conversation("app")) == "user:x");
 }

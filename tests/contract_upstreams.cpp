@@ -2,8 +2,6 @@
 // within contract 3.5, 3.9, 3.11 and 3.12, which hold whichever of them answers.
 #include <sys/socket.h>
 
-#include <optional>
-
 #include "tests/contract_fixture.hpp"
 
 using namespace contract;
@@ -89,13 +87,13 @@ TEST_CASE("a turn goes to the Ollama with the fewest answers under way", "[upstr
 }
 
 TEST_CASE("an Ollama that refuses connections is passed over, said once, and used when it is back", "[upstreams]") {
-  std::optional<ScriptedOllama> first(std::in_place);
-  const int port = first->port();
-  const std::string url = first->url();
-  ScriptedOllama other;
+  ScriptedOllama first, other;
+  TcpProxy proxy("127.0.0.1", first.port());
+  const std::string url = "http://127.0.0.1:" + std::to_string(proxy.port());
+  first.answer_with(answer_tokens({"back"}));
   other.answer_with(answer_tokens({"from the other"}));
   World world({{"--ollama", url + "," + other.url()}});
-  first.reset();
+  proxy.outage();
   for (int i = 0; i < 5; ++i) {
     const Response response = world.post("/llmchat/", chat_body(fresh_app(), "x"));
     CHECK(response.body == data_events({token_line("from the other"), done_line()}));
@@ -103,8 +101,7 @@ TEST_CASE("an Ollama that refuses connections is passed over, said once, and use
   CHECK(other.exchanges().size() == 5);
   // It may have been found by the look at the start, which was cut off rather than refused.
   CHECK_FALSE(world.chatterd->wait_for_log({"ollama_away", url}).empty());
-  first.emplace(port);
-  first->answer_with(answer_tokens({"back"}));
+  proxy.pass();
   const auto is_back = [&] { return holds(world.post("/llmchat/", chat_body(fresh_app(), "x")).body, "\"back\""); };
   CHECK(eventually(is_back));
   CHECK_FALSE(world.chatterd->wait_for_log({"ollama_back", url}).empty());
@@ -114,9 +111,9 @@ TEST_CASE("an Ollama that refuses connections is passed over, said once, and use
 }
 
 TEST_CASE("the start says of each Ollama that is away, and of no other (6)", "[upstreams]") {
-  const auto nobody = [] { return "http://127.0.0.1:" + std::to_string(port_of(listen_on_loopback(0))); };
   ScriptedOllama one;
-  const std::string first = nobody(), last = nobody();
+  const Fd nobody = bind_loopback(0), nobody_either = bind_loopback(0);
+  const std::string first = url_of(nobody), last = url_of(nobody_either);
   World world({{"--ollama", first + "," + one.url() + "," + last}});
   for (const std::string& url : {first, last}) CHECK_FALSE(world.chatterd->wait_for_log({"ollama_away", url, "refused"}).empty());
   CHECK(count_of(world.chatterd->err(), "ollama_away") == 2);
@@ -148,7 +145,7 @@ TEST_CASE("an Ollama that takes no connection in time is passed over", "[upstrea
   }
   ScriptedOllama other;
   other.answer_with(answer_tokens({"from the other"}));
-  World world({{"--ollama", "http://127.0.0.1:" + std::to_string(port_of(full)) + "," + other.url()}});
+  World world({{"--ollama", url_of(full) + "," + other.url()}});
   const auto begun = Clock::now();
   CHECK(holds(world.post("/llmchat/", chat_body(fresh_app(), "x")).body, "from the other"));
   const double ms = ms_between(begun, Clock::now());
@@ -319,12 +316,12 @@ TEST_CASE("--check says of each Ollama whether it is usable (6)", "[upstreams]")
   INFO(both.text());
   CHECK(both.status == 0);
   CHECK(count_of(both.out, "ok    Ollama") == 2);
-  const std::string nobody = "http://127.0.0.1:" + std::to_string(port_of(listen_on_loopback(0)));
-  const Finished one = check(nobody);
+  const Fd nobody = bind_loopback(0);
+  const Finished one = check(url_of(nobody));
   INFO(one.text());
   CHECK(one.status == 1);
   CHECK(holds(one.out, "ok    Ollama         " + world->ollama.url()));
-  CHECK(holds(one.out, "FAIL  Ollama         " + nobody + " does not answer"));
+  CHECK(holds(one.out, "FAIL  Ollama         " + url_of(nobody) + " does not answer"));
 }
 
 TEST_CASE("an address of the list that is wrong is a wrong option (6)", "[upstreams]") {

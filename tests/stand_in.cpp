@@ -160,7 +160,7 @@ int main(int argc, char** argv) {
   sigaddset(&stop_signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);
   try {
-    harness::ScriptedOllama server(options.port);
+    harness::ScriptedOllama server(harness::bind_loopback(options.port));
     server.answer_with([token_ms = options.token_ms](Conn& conn) { answer(conn, token_ms); });
     std::printf("listening on %s\n", server.url().c_str());
     std::fflush(stdout);

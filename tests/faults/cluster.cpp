@@ -51,21 +51,6 @@ std::string random_hex() {
   return text;
 }
 
-// Below the ports that the kernel hands out to others.
-int free_port() {
-  std::random_device random;
-  for (int tries = 0; tries < 100; ++tries) {
-    const int port = 20000 + static_cast<int>(random() % 12000);
-    try {
-      const harness::Fd probe = harness::bind_loopback(port);
-      return port;
-    } catch (const std::runtime_error&) {
-      // Taken: the next one.
-    }
-  }
-  throw std::runtime_error("no free port");
-}
-
 }  // namespace
 
 ServerFolder::ServerFolder() {
@@ -96,7 +81,7 @@ void run_program(const Arguments& command) {
   if (status != 0) throw std::runtime_error(command.front() + " failed:\n" + process.out() + process.err());
 }
 
-Cluster::Cluster() : password_(random_hex()), port_(free_port()) {
+Cluster::Cluster() : password_(random_hex()), port_(harness::free_port()) {
   const std::string data = folder_.path() + "/data";
   const std::string password_file = folder_.path() + "/password";
   std::ofstream(password_file) << password_ << "\n";
@@ -110,7 +95,7 @@ Cluster::Cluster() : password_(random_hex()), port_(free_port()) {
   admin.run("CREATE DATABASE chatterdb OWNER chatter");
 }
 
-Cluster::Cluster(Cluster& primary) : password_(primary.password_), port_(free_port()) {
+Cluster::Cluster(Cluster& primary) : password_(primary.password_), port_(harness::free_port()) {
   run_program(as_server_user({server_programs() + "/pg_basebackup", "--dbname=" + primary.admin_conninfo("replication") + " application_name=standby",
                               "--pgdata=" + folder_.path() + "/data", "--write-recovery-conf", "--checkpoint=fast", "--no-sync"}));
   start();

@@ -127,14 +127,12 @@ TEST_CASE("Ollama that dies, sends garbage or refuses gets the contract's answer
 
 TEST_CASE("Ollama that refuses connections is 502, and serves again without a restart", "[fault][short][ollama]") {
   Fd nobody = bind_loopback(0);
-  const int port = port_of(nobody);
   World world({.events = {"ollama_away"}});
   world.stop();
-  world.set_arguments({"--ollama", "http://127.0.0.1:" + std::to_string(port)});
+  world.set_arguments({"--ollama", url_of(nobody)});
   world.start();
   for (int i = 0; i < 5; ++i) CHECK(world.turn("refused", "refused#" + std::to_string(i)).status == 502);
-  nobody.close();
-  ScriptedOllama back(port);
+  ScriptedOllama back(std::move(nobody));
   back.answer_with(talk());
   CHECK(world.wait_for_service() < world.within_ms(1000));
   world.finish();

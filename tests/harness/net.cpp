@@ -10,6 +10,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <random>
 #include <stdexcept>
 #include <thread>
 
@@ -98,6 +99,21 @@ Fd bind_loopback(int port) {
   return fd;
 }
 
+int free_port() {
+  // Below the range of /proc/sys/net/ipv4/ip_local_port_range.
+  std::random_device random;
+  for (int tries = 0; tries < 100; ++tries) {
+    const int port = 20000 + static_cast<int>(random() % 12000);
+    try {
+      const Fd probe = bind_loopback(port);
+      return port;
+    } catch (const std::runtime_error&) {
+      // Taken: the next one.
+    }
+  }
+  throw std::runtime_error("no free port");
+}
+
 void start_listening(const Fd& bound) {
   if (::listen(bound.get(), 1024) != 0) fail("listen");
 }
@@ -114,6 +130,8 @@ int port_of(const Fd& bound) {
   if (::getsockname(bound.get(), reinterpret_cast<sockaddr*>(&address), &length) != 0) fail("getsockname");
   return ntohs(address.sin_port);
 }
+
+std::string url_of(const Fd& bound) { return "http://127.0.0.1:" + std::to_string(port_of(bound)); }
 
 Fd try_connect(const std::string& text, int port, const Deadline& deadline) {
   const Address address = numeric_address(text, port);

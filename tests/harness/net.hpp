@@ -48,11 +48,15 @@ class Fd {
   int fd_ = -1;
 };
 
-// A socket on 127.0.0.1 that holds `port` (0: a free one) without listening yet: connecting is refused.
+// A socket on 127.0.0.1 that holds `port` (0: a free one) without listening yet: connecting is refused. A test keeps it
+// for as long as nobody may answer there: the kernel gives a free port to any other test at once.
 Fd bind_loopback(int port);
+// A port that nobody holds now and that the kernel gives to no one who asks for a free one.
+int free_port();
 void start_listening(const Fd& bound);
 Fd listen_on_loopback(int port);
 [[nodiscard]] int port_of(const Fd& bound);
+[[nodiscard]] std::string url_of(const Fd& bound);  // http://127.0.0.1:PORT
 
 // Connects by TCP to a numeric IPv4 or IPv6 address.
 Fd connect_to(const std::string& address, int port, const Deadline& deadline);

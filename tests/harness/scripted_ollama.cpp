@@ -201,7 +201,8 @@ void Conn::wait_until_client_leaves() {
   wait_for([] { return false; });
 }
 
-ScriptedOllama::ScriptedOllama(int port) : listener_(listen_on_loopback(port)), port_(port_of(listener_)) {
+ScriptedOllama::ScriptedOllama(Fd bound) : listener_(std::move(bound)) {
+  start_listening(listener_);
   answer_with([](Conn& conn) { conn.respond(500, R"({"error":"the test set no script"})"); });
   acceptor_ = std::thread([this] { accept_connections(); });
 }

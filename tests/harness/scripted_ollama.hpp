@@ -99,13 +99,13 @@ using Script = std::function<void(Conn&)>;
 
 class ScriptedOllama {
  public:
-  explicit ScriptedOllama(int port = 0);
+  explicit ScriptedOllama(Fd bound = bind_loopback(0));  // listens there
   ~ScriptedOllama();  // ends all connections and waits for all scripts
   ScriptedOllama(const ScriptedOllama&) = delete;
   ScriptedOllama& operator=(const ScriptedOllama&) = delete;
 
-  [[nodiscard]] int port() const { return port_; }
-  [[nodiscard]] std::string url() const { return "http://127.0.0.1:" + std::to_string(port_); }
+  [[nodiscard]] int port() const { return port_of(listener_); }
+  [[nodiscard]] std::string url() const { return url_of(listener_); }
 
   // The script for every further request but the health checks, which have scripts of their own.
   void answer_with(Script script);
@@ -132,7 +132,6 @@ class ScriptedOllama {
   void run_script(Fd& fd, const std::shared_ptr<Exchange>& exchange);
 
   Fd listener_;
-  int port_ = 0;
   std::atomic<bool> stopping_{false};
   std::atomic<int> connections_{0};
   mutable std::mutex mutex_;

@@ -1,4 +1,4 @@
-// A relay between chatterd and PostgreSQL that can fail as networks and servers do.
+// A relay between chatterd and PostgreSQL, or Ollama, that can fail as networks and servers do.
 // Threads: one that accepts and one for each connection. Methods may be called from one thread.
 #pragma once
 

@@ -32,11 +32,6 @@ constexpr int kPiecesAtOnce = 4;
 // A path in the log; longer ones are somebody's experiments.
 constexpr size_t kLoggedPathBytesMax = 200;
 
-size_t processors() {
-  static const size_t count = std::thread::hardware_concurrency();
-  return count;
-}
-
 double ms_of(Clock::duration time) { return std::chrono::duration<double, std::milli>(time).count(); }
 
 // Gives back the memory of the stack below the caller's frame that earlier, deeper calls have touched: the
@@ -139,7 +134,7 @@ Wake Exchange::carry(int fd, Deadline deadline, const std::function<Step()>& ste
 
 // Carries the stream on this thread until it turns out to come at the pace of reading, or something ends the wait.
 Wake Exchange::carry_hurried(int fd, Deadline deadline, const std::function<Step()>& step) {
-  const auto many_hurry = [this] { return server_.hurried_ > processors(); };
+  const auto many_hurry = [this] { return server_.hurried_ > server_.processors_; };
   std::optional<Counted> counted;
   Lender::Loan real_time = std::move(real_time_);  // until the next piece, or until there is none
   std::this_thread::sleep_for(kPause);
@@ -223,7 +218,7 @@ void Exchange::begin_stream() {
 // more pieces would only mean more work.
 void Exchange::note_asked() {
   asked_ = Clock::now();
-  if (server_.lender_ && server_.awaiting_ <= processors()) real_time_ = server_.lender_->lend();
+  if (server_.lender_ && server_.awaiting_ <= server_.processors_) real_time_ = server_.lender_->lend();
 }
 
 void Exchange::note_first_bytes() {

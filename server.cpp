@@ -39,6 +39,7 @@ Server::Server(Settings settings, SslContext tls)
       has_tls_(tls != nullptr),
       connections_max_(settings.connections_max),
       threads_max_(settings.threads_max),
+      processors_(std::max(1u, std::thread::hardware_concurrency())),
       body_memory_(settings.body_memory_max),
       limits_(limits_of(settings, &body_memory_)),
       tls_(std::move(tls)),
@@ -100,7 +101,7 @@ void Server::adopt(UniqueFd listener) {
 
 void Server::use_real_time() {
   pump_->start_express();
-  lender_ = std::make_unique<Lender>(std::thread::hardware_concurrency());
+  lender_ = std::make_unique<Lender>(processors_);
 }
 
 void Server::use_cpu_latency(UniqueFd device) { cpu_latency_ = std::make_unique<CpuLatency>(std::move(device)); }
@@ -117,7 +118,7 @@ void Server::start() {
   // A handshake is all computing, so more threads than processors gain nothing; and what OpenSSL keeps for each thread
   // that has made one, and the stack it has touched, is kept for these only. Half of the processors are left to the
   // answers under way, however many clients come at once.
-  const size_t greeters = has_tls_ ? std::max(1u, std::thread::hardware_concurrency() / 2) : 0;
+  const size_t greeters = has_tls_ ? std::max<size_t>(1, processors_ / 2) : 0;
   for (size_t i = 0; i < greeters; ++i) greeters_.emplace_back([this] { keep_greeting(); });
   door_ = std::thread([this] { keep_door(); });
 }

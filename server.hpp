@@ -226,6 +226,7 @@ class Server : public httplib::Server {
   // Serving, on a worker or greeter (serving.cpp):
   void serve(Held connection);
   void keep_greeting();
+  void rest_in_crowd(Clock::duration worked);
   void greet(Held connection);
   bool answers_at_once(const Connection& connection) const;
   void leave(Held connection);
@@ -245,6 +246,7 @@ class Server : public httplib::Server {
   const bool has_tls_;
   std::atomic<size_t> connections_max_;
   const size_t threads_max_;  // at the start
+  const size_t processors_;   // 1 where their number is not known
   std::string answered_at_once_;
   std::function<void()> make_ready_;
   http1::BodyMemory body_memory_;

@@ -19,12 +19,15 @@ constexpr auto kLingerMax = std::chrono::seconds(2);
 constexpr size_t kLingerBytesMax = size_t{4} << 20;
 // One read; a TLS record holds at most this much.
 constexpr size_t kReadBytes = 16 * 1024;
-// With more workers than this for each processor, a greeter rests so long after each round of so many new clients. A storm
-// of them would take all processors from the streams under way; like this it takes somewhat longer. One rest for several,
-// because what handshakes compute with is then in the processor's caches for all but the first (docs/performance.md).
+// A greeter that had to do with so many new clients without a pause, while more workers than this for each processor are at
+// work, rests then: a storm of clients would take all processors from the streams under way. It rests for as long as the
+// clients took it, which is long on a slow or busy machine, times the crowd there is over this bound: the more streams,
+// the more are late for each client. One rest for several, because what handshakes compute with is then in the processor's
+// caches for all but the first. No rest is longer than the last bound, which a client that comes alone may have to wait
+// (docs/performance.md).
+constexpr size_t kGreeterRound = 16;
 constexpr size_t kCrowdPerProcessor = 225;
-constexpr size_t kGreeterRound = 8;
-constexpr auto kGreeterRest = std::chrono::milliseconds(24);
+constexpr auto kGreeterRestMax = std::chrono::milliseconds(100);
 // A client that has its next request ready sends it at once.
 constexpr int kNextRequestMs = 2;
 
@@ -39,16 +42,25 @@ void Server::serve(Held connection) {
 // A greeter's life.
 void Server::keep_greeting() {
   ::pthread_setname_np(::pthread_self(), "greeter");
-  const size_t crowd = kCrowdPerProcessor * std::max(1u, std::thread::hardware_concurrency());
-  size_t greeted_in_crowd = 0;
+  size_t in_a_row = 0;
+  Clock::time_point since;
   epoll_event event{};
   while (!closed_) {
     // One at a time: what this thread has taken, no other can.
-    if (::epoll_wait(greeting_.get(), &event, 1, -1) != 1) continue;
+    int events = ::epoll_wait(greeting_.get(), &event, 1, 0);
+    if (events == 0) {
+      in_a_row = 0;
+      events = ::epoll_wait(greeting_.get(), &event, 1, -1);
+    }
+    if (events != 1) continue;
     if (event.data.ptr == &listener_) {
       if (Held client = accept_one()) {
+        if (in_a_row == 0) since = Clock::now();
         greet(std::move(client));
-        if (workers_->threads() > crowd && ++greeted_in_crowd % kGreeterRound == 0) std::this_thread::sleep_for(kGreeterRest);
+        if (++in_a_row == kGreeterRound) {
+          rest_in_crowd(Clock::now() - since);
+          in_a_row = 0;
+        }
       }
     } else if (event.data.ptr == &greeters_pulse_) {
       greeters_pulse_.answer();
@@ -57,6 +69,12 @@ void Server::keep_greeting() {
     }
   }
   greeters_pulse_.wake();  // the next one, whose call this may have answered
+}
+
+void Server::rest_in_crowd(Clock::duration worked) {
+  const size_t crowd = kCrowdPerProcessor * processors_;
+  const size_t busy = workers_->busy();
+  if (busy > crowd) std::this_thread::sleep_for(std::min<Clock::duration>(worked * busy / crowd, kGreeterRestMax));
 }
 
 // A client's way from its hello to its first request, and the answer to that, if it can be given at once. Not to a

@@ -62,6 +62,11 @@ size_t Workers::threads() {
   return threads_.size();
 }
 
+size_t Workers::busy() {
+  const std::lock_guard lock(mutex_);
+  return threads_.size() - sleepers_.size();
+}
+
 size_t Workers::waiting() {
   const std::lock_guard lock(mutex_);
   return queue_.size();

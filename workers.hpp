@@ -33,6 +33,8 @@ class Workers {
   void set_threads_max(size_t threads_max);
   /// How many threads there are now.
   size_t threads();
+  /// How many of them have a job.
+  size_t busy();
   size_t threads_max();
   /// How many jobs wait for a thread.
   size_t waiting();

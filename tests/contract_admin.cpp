@@ -169,7 +169,7 @@ TEST_CASE("/readyz names Ollama when it is away, and says so until it is back", 
   Database database;
   const ScriptedOllama ollama;
   TcpProxy proxy("127.0.0.1", ollama.port());
-  Arguments arguments = usual_arguments(database.conninfo(), "http://127.0.0.1:" + std::to_string(proxy.port()));
+  Arguments arguments = usual_arguments(database.conninfo(), url_of(proxy.port()));
   arguments.insert(arguments.end(), {"--admin", "127.0.0.1:0"});
   Chatterd chatterd(arguments);
   chatterd.wait_until_ready();

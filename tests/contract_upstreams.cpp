@@ -89,7 +89,7 @@ TEST_CASE("a turn goes to the Ollama with the fewest answers under way", "[upstr
 TEST_CASE("an Ollama that refuses connections is passed over, said once, and used when it is back", "[upstreams]") {
   ScriptedOllama first, other;
   TcpProxy proxy("127.0.0.1", first.port());
-  const std::string url = "http://127.0.0.1:" + std::to_string(proxy.port());
+  const std::string url = url_of(proxy.port());
   first.answer_with(answer_tokens({"back"}));
   other.answer_with(answer_tokens({"from the other"}));
   World world({{"--ollama", url + "," + other.url()}});

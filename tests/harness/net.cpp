@@ -131,7 +131,9 @@ int port_of(const Fd& bound) {
   return ntohs(address.sin_port);
 }
 
-std::string url_of(const Fd& bound) { return "http://127.0.0.1:" + std::to_string(port_of(bound)); }
+std::string url_of(int port) { return "http://127.0.0.1:" + std::to_string(port); }
+
+std::string url_of(const Fd& bound) { return url_of(port_of(bound)); }
 
 Fd try_connect(const std::string& text, int port, const Deadline& deadline) {
   const Address address = numeric_address(text, port);

@@ -56,7 +56,8 @@ int free_port();
 void start_listening(const Fd& bound);
 Fd listen_on_loopback(int port);
 [[nodiscard]] int port_of(const Fd& bound);
-[[nodiscard]] std::string url_of(const Fd& bound);  // http://127.0.0.1:PORT
+[[nodiscard]] std::string url_of(int port);  // http://127.0.0.1:PORT
+[[nodiscard]] std::string url_of(const Fd& bound);
 
 // Connects by TCP to a numeric IPv4 or IPv6 address.
 Fd connect_to(const std::string& address, int port, const Deadline& deadline);
